@@ -1,0 +1,143 @@
+"""Stream messages built from plain Python values, and read into them.
+
+Decides how Python numbers, text and bytes become stream.proto's Scalars. What the messages mean, and when
+they may be sent, is PROTOCOL.md's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeAlias
+
+from protos import stream_pb2
+from protos.tensors import to_tensors
+
+__all__ = [
+    "Plain",
+    "ScalarError",
+    "Tensors",
+    "failure",
+    "from_scalars",
+    "instruction",
+    "result",
+    "to_scalars",
+]
+
+Plain: TypeAlias = bool | int | float | str | bytes
+"""What a config or metrics entry is in Python."""
+
+Tensors: TypeAlias = Mapping[str, Any] | Iterable[stream_pb2.Tensor]
+"""Arrays by name (whatever tensors.to_tensor takes), or ready Tensors."""
+
+_INT64: Final = range(-(2**63), 2**63)
+
+
+class ScalarError(ValueError):
+    """A value that can't be a config or metrics entry. The text names the entry and says why."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"entry {name!r}: {problem}")
+        self.name = name
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[ScalarError], tuple[str, str]]:
+        return ScalarError, (self.name, self.problem)
+
+
+def instruction(
+    name: str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    tensors: Tensors | None = None,
+    payload: bytes = b"",
+) -> stream_pb2.ServerMessage:
+    """The message that asks a participant to do ``name``.
+
+    Raises ScalarError for a ``config`` value and tensors.TensorError for an array that can't be sent.
+    """
+    return stream_pb2.ServerMessage(
+        instruction=stream_pb2.Instruction(
+            name=name, config=to_scalars(config or {}), tensors=_tensors(tensors), payload=payload
+        )
+    )
+
+
+def result(
+    *,
+    tensors: Tensors | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    weight: float = 0.0,
+    payload: bytes = b"",
+    status: str = "",
+) -> stream_pb2.ParticipantMessage:
+    """The message that answers an instruction.
+
+    ``weight`` is the result's weight in a weighted mean, most often the number of examples behind it;
+    ``status`` a word for people, empty when all went well.
+
+    Raises ScalarError for a ``metrics`` value and tensors.TensorError for an array that can't be sent.
+    """
+    return stream_pb2.ParticipantMessage(
+        result=stream_pb2.Result(
+            status=status,
+            metrics=to_scalars(metrics or {}),
+            tensors=_tensors(tensors),
+            weight=weight,
+            payload=payload,
+        )
+    )
+
+
+def failure(code: stream_pb2.Failure.Code.ValueType, text: str) -> stream_pb2.ParticipantMessage:
+    """The message that answers an instruction which can't be carried out; ``text`` says why."""
+    return stream_pb2.ParticipantMessage(failure=stream_pb2.Failure(code=code, text=text))
+
+
+def to_scalars(values: Mapping[str, Any]) -> dict[str, stream_pb2.Scalar]:
+    """A Scalar for each value: bool, int of 64 bits, float, str or bytes.
+
+    NumPy scalars, and arrays and tensors without dimensions, count as the Python value they hold.
+    Raises ScalarError for all else.
+    """
+    return {name: _to_scalar(name, value) for name, value in values.items()}
+
+
+def from_scalars(scalars: Mapping[str, stream_pb2.Scalar]) -> dict[str, Plain]:
+    """The plain values. Raises ScalarError for a Scalar without a value."""
+    values: dict[str, Plain] = {}
+    for name, scalar in scalars.items():
+        field = scalar.WhichOneof("value")
+        if field is None:
+            raise ScalarError(name, "has no value, or one of a type unknown to this version")
+        values[name] = getattr(scalar, field)
+    return values
+
+
+def _to_scalar(name: str, value: Any) -> stream_pb2.Scalar:
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    match value:
+        case bool():  # first: a bool is an int, too
+            return stream_pb2.Scalar(bool_value=value)
+        case int():
+            if value not in _INT64:
+                raise ScalarError(name, f"{value} needs more than 64 bits; send it as text or bytes")
+            return stream_pb2.Scalar(int_value=value)
+        case float():
+            return stream_pb2.Scalar(float_value=value)
+        case str():
+            try:
+                return stream_pb2.Scalar(string_value=value)
+            except UnicodeEncodeError as error:
+                raise ScalarError(name, f"is no Unicode text ({error})") from None
+        case bytes() | bytearray() | memoryview():
+            return stream_pb2.Scalar(bytes_value=bytes(value))
+        case _:
+            kind = type(value).__name__
+            raise ScalarError(name, f"a {kind} can't be sent; use bool, int, float, str or bytes")
+
+
+def _tensors(tensors: Tensors | None) -> Iterable[stream_pb2.Tensor]:
+    if tensors is None:
+        return ()
+    return to_tensors(tensors) if isinstance(tensors, Mapping) else tensors
