@@ -1,0 +1,76 @@
+"""Holds participants' streams and gives access to them.
+
+One worker process of a cluster (``python -m manager``, spawned by the coordinator) and the single-process
+server (``create_participant_manager``) are both here, with all that they share with the coordinator. Files
+marked ★ are sans-IO: they decide, and do no input or output.
+
+================  =============================================================================
+**deciding**
+members.py        what is known of one pooled participant
+pool.py ★         who gets which participants, and when
+calls.py ★        how each call ends for each of its participants
+session.py ★      what each message means in the life of one stream
+sequence.py ★     what of a link has to be sent again
+linkend.py ★      how one end of a link loses nothing
+uplink.py ★       the manager's side of the link
+**for callers**
+participants.py   get_participants and lease
+cohort.py         the participants that a caller got
+proxy.py          one participant
+outcome.py        what became of a call
+backend.py        what these need of whoever holds the participants
+errors.py         what can be caught
+**doing**
+dispatcher.py     carries out what pool and calls decide
+servicer.py       the gRPC end of the participants' streams
+server.py         the single-process server
+worker.py         the worker process
+reports.py        what a worker tells the coordinator, batched
+sockets.py        ZeroMQ sockets on an event loop
+usage.py          what this process uses
+logs.py           how log records look
+listen.py         the public address, reserved and shared
+loop.py           an event loop in a thread, for the blocking API
+cli.py            ``manager start``
+================  =============================================================================
+"""
+
+from manager.calls import OutcomeKind
+from manager.cohort import AsyncCohort, Cohort
+from manager.errors import (
+    AddressInUse,
+    CallCancelled,
+    CallError,
+    CallTimeout,
+    Closed,
+    MusterError,
+    NotEnoughParticipants,
+    ParticipantFailed,
+    ParticipantLost,
+    StartError,
+)
+from manager.outcome import Outcome
+from manager.proxy import AsyncParticipantProxy, ParticipantProxy
+from manager.server import ParticipantManager, Server, create_participant_manager
+
+__all__ = [
+    "AddressInUse",
+    "AsyncCohort",
+    "AsyncParticipantProxy",
+    "CallCancelled",
+    "CallError",
+    "CallTimeout",
+    "Closed",
+    "Cohort",
+    "MusterError",
+    "NotEnoughParticipants",
+    "Outcome",
+    "OutcomeKind",
+    "ParticipantFailed",
+    "ParticipantLost",
+    "ParticipantManager",
+    "ParticipantProxy",
+    "Server",
+    "StartError",
+    "create_participant_manager",
+]

@@ -66,7 +66,9 @@ def kind_of(data: bytes) -> Kind:
     )
 
 
-def split(data: bytes, message: type[stream_pb2.ServerMessage | stream_pb2.ParticipantMessage]) -> list[bytes]:
+def split(
+    data: bytes, message: type[stream_pb2.ServerMessage | stream_pb2.ParticipantMessage]
+) -> list[bytes]:
     """The serialised messages that carry ``data``, itself a serialised ``message``, over a stream.
 
     That is ``data`` alone where it is at most CHUNK_SIZE bytes, and messages with a chunk each otherwise.

@@ -260,13 +260,13 @@ class Join(google.protobuf.message.Message):
     ATTRIBUTES_FIELD_NUMBER: builtins.int
     ACCEPTS_CANCEL_FIELD_NUMBER: builtins.int
     PEER_FIELD_NUMBER: builtins.int
-    BUSY_FIELD_NUMBER: builtins.int
+    TAG_FIELD_NUMBER: builtins.int
     session: builtins.int
     participant_id: builtins.str
     accepts_cancel: builtins.bool
     peer: builtins.str
-    busy: builtins.bool
-    """an instruction is in flight (only in a Hello)"""
+    tag: builtins.int
+    """of the instruction in flight, 0 if none (only in a Hello)"""
     @property
     def attributes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     def __init__(
@@ -277,9 +277,9 @@ class Join(google.protobuf.message.Message):
         attributes: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         accepts_cancel: builtins.bool = ...,
         peer: builtins.str = ...,
-        busy: builtins.bool = ...,
+        tag: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accepts_cancel", b"accepts_cancel", "attributes", b"attributes", "busy", b"busy", "participant_id", b"participant_id", "peer", b"peer", "session", b"session"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepts_cancel", b"accepts_cancel", "attributes", b"attributes", "participant_id", b"participant_id", "peer", b"peer", "session", b"session", "tag", b"tag"]) -> None: ...
 
 Global___Join: typing_extensions.TypeAlias = Join
 
@@ -403,15 +403,18 @@ Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
 
 @typing.final
 class Resend(google.protobuf.message.Message):
-    """"I have everything before `from`; send again from there." """
+    """"I have everything before `first`; send again from there." """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    FROM_FIELD_NUMBER: builtins.int
+    FIRST_FIELD_NUMBER: builtins.int
+    first: builtins.int
     def __init__(
         self,
+        *,
+        first: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["from", b"from"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first", b"first"]) -> None: ...
 
 Global___Resend: typing_extensions.TypeAlias = Resend
 

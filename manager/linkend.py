@@ -1,0 +1,103 @@
+"""Decides what one end of a link does to lose nothing, and whether the other end lives. Sans-IO.
+
+Both ends use it: the manager with Upward messages out and Downward in (uplink.py), the coordinator the other
+way round (coordinator/workers.py). The handshake is theirs; this begins when it is done. Messages to be sent
+are collected in ``out``, each as the frames of one multipart message; the caller sends them in order. If
+ZeroMQ can't take one it may be dropped: it will be asked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import Generic, TypeVar
+
+from manager.sequence import Sequence, Verdict
+from protos import link_pb2
+from protos.frames import Buffer
+
+Frames = list[Buffer]
+Out = TypeVar("Out", link_pb2.Upward, link_pb2.Downward)
+In = TypeVar("In", link_pb2.Upward, link_pb2.Downward)
+
+
+class LinkEnd(Generic[Out, In]):
+    """Numbers, acknowledges, repeats and beats for one link. Times are monotonic seconds."""
+
+    def __init__(self, out: type[Out]) -> None:
+        self._make: type[Out] = out
+        self._sequence: Sequence[Frames] = Sequence()
+        self._interval = float("inf")
+        self._beat_at = float("inf")
+        self._asked_until = 0.0
+        self._heard_at = 0.0
+        self.out: list[Frames] = []
+
+    def open(self, interval: float, now: float) -> None:
+        """A handshake is done: numbers start anew, and a heartbeat is due every ``interval`` seconds."""
+        self._sequence = Sequence()
+        self._interval = interval
+        self._beat_at = now
+        self._heard_at = now
+        self._asked_until = now
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages sent that the other end has not acknowledged yet."""
+        return self._sequence.unacknowledged
+
+    def silent_for(self, now: float) -> float:
+        return now - self._heard_at
+
+    def send(self, message: Out, payloads: Seq[Buffer] = ()) -> None:
+        """Numbers the message and sends it with its payload frames, again if need be."""
+        message.sequence = self._sequence.next()
+        message.acknowledged = self._sequence.acknowledge()
+        frames = [message.SerializeToString(), *payloads]
+        self._sequence.keep(frames)
+        self.out.append(frames)
+
+    def received(self, message: In, now: float) -> bool:
+        """Takes note of an incoming message; returns whether it is new and to be acted upon.
+
+        Heartbeats and requests for a repeat are dealt with here.
+        """
+        self._heard_at = now
+        sequence = self._sequence
+        sequence.acknowledged(message.acknowledged)
+        if message.sequence:
+            verdict = sequence.arrived(message.sequence)
+            if verdict is Verdict.GAP:
+                self._ask_again(now)
+            if sequence.acknowledgement_due:
+                self._transmit(self._make())
+            return verdict is Verdict.NEW
+        body = message.WhichOneof("body")
+        if body == "resend":
+            self.out.extend(sequence.again(message.resend.first))
+        elif body == "heartbeat" and message.heartbeat.sent > sequence.received:
+            self._ask_again(now)
+        return True
+
+    def tick(self, beat: link_pb2.Heartbeat, now: float) -> None:
+        """Sends the heartbeat if it is due. The caller has filled in what it reports of itself."""
+        if now < self._beat_at:
+            return
+        self._beat_at = now + self._interval
+        beat.sent = self._sequence.sent
+        self._transmit(self._make(heartbeat=beat))
+
+    @property
+    def beat_at(self) -> float:
+        """When the next heartbeat is due."""
+        return self._beat_at
+
+    def _ask_again(self, now: float) -> None:
+        if now < self._asked_until:
+            return
+        self._asked_until = now + self._interval / 2
+        self._transmit(self._make(resend=link_pb2.Resend(first=self._sequence.received + 1)))
+
+    def _transmit(self, message: Out) -> None:
+        """Sends a message that need not be repeated if it is lost."""
+        message.acknowledged = self._sequence.acknowledge()
+        self.out.append([message.SerializeToString()])

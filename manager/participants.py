@@ -1,0 +1,187 @@
+"""How callers ask for participants: ``get_participants`` and ``lease``, asyncio and blocking.
+
+Whoever gives access to participants (the single-process manager, the coordinator, an attached script)
+inherits one of the two classes and hands it a backend. Here arguments are checked and proxies are made, one
+per session, so that a subclass may keep state in them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from types import TracebackType
+from typing import Any, Generic, TypeVar, cast
+
+from manager.backend import Acquired, Backend
+from manager.cohort import AsyncCohort, Cohort
+from manager.loop import LoopThread
+from manager.members import Member
+from manager.proxy import AsyncParticipantProxy, Handle, ParticipantProxy
+
+A = TypeVar("A", bound=AsyncParticipantProxy)
+B = TypeVar("B", bound=ParticipantProxy)
+
+
+class AsyncParticipants(Generic[A]):
+    """get_participants and lease, for asyncio."""
+
+    def __init__(self, participant_proxy_factory: Callable[[Handle], A] | None = None) -> None:
+        self._factory = participant_proxy_factory or cast(Callable[[Handle], A], AsyncParticipantProxy)
+
+    def _get_backend(self) -> Backend:
+        raise NotImplementedError
+
+    async def get_participants(
+        self,
+        min_num_participants: int,
+        max_num_participants: int | None = None,
+        where: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncCohort[A]:
+        """Like Participants.get_participants."""
+        _check(min_num_participants, max_num_participants, where, timeout)
+        acquired = await self._get_backend().acquire(
+            min_num_participants, max_num_participants, dict(where or {}), timeout, exclusive=False
+        )
+        return self._cohort(acquired, None)
+
+    def lease(
+        self, n: int, where: Mapping[str, str] | None = None, timeout: float | None = None
+    ) -> LeaseRequest[A]:
+        """Like Participants.lease; use ``async with manager.lease(n) as cohort`` or await it."""
+        _check(n, None, where, timeout)
+        return LeaseRequest(lambda: self._lease(n, dict(where or {}), timeout))
+
+    async def _lease(self, n: int, where: Mapping[str, str], timeout: float | None) -> AsyncCohort[A]:
+        backend = self._get_backend()
+        acquired = await backend.acquire(n, n, where, timeout, exclusive=True)
+        return self._cohort(acquired, lambda: backend.release(acquired.id))
+
+    def _cohort(self, acquired: Acquired, release: Callable[[], None] | None) -> AsyncCohort[A]:
+        try:
+            proxies = [self._proxy(member) for member in acquired.members]
+        except BaseException:
+            if release is not None:
+                release()
+            raise
+        return AsyncCohort(proxies, self._get_backend(), release)
+
+    def _proxy(self, member: Member) -> A:
+        if member.proxy is None:
+            member.proxy = self._factory(Handle(member, self._get_backend()))
+        return cast(A, member.proxy)
+
+
+class LeaseRequest(Generic[A]):
+    """A lease that is being asked for: await it, or enter it with ``async with``."""
+
+    def __init__(self, ask: Callable[[], Coroutine[Any, Any, AsyncCohort[A]]]) -> None:
+        self._ask = ask
+        self._cohort: AsyncCohort[A] | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncCohort[A]]:
+        return self._ask().__await__()
+
+    async def __aenter__(self) -> AsyncCohort[A]:
+        self._cohort = await self._ask()
+        return self._cohort
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._cohort is not None:
+            self._cohort.release()
+
+
+class Participants(Generic[B]):
+    """get_participants and lease, for blocking code."""
+
+    def __init__(self, participant_proxy_factory: Callable[[Handle], B] | None, loop: LoopThread) -> None:
+        self._factory = participant_proxy_factory or cast(Callable[[Handle], B], ParticipantProxy)
+        self._loop = loop
+        self._making = threading.Lock()
+
+    def _get_backend(self) -> Backend:
+        raise NotImplementedError
+
+    def get_participants(
+        self,
+        min_num_participants: int,
+        max_num_participants: int | None = None,
+        where: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Cohort[B]:
+        """Blocks until at least ``min_num_participants`` are pooled; returns all that match.
+
+        Participants that somebody has leased don't count. Not exclusive: several callers can get the same
+        participants, whose calls then queue up. Callers are served in the order in which they asked.
+
+        Args:
+            min_num_participants: wait until at least this many are there. 0 returns an empty cohort at once.
+            max_num_participants: return a uniform random choice of at most this many.
+            where: only participants whose attributes have these values.
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            NotEnoughParticipants: fewer were there by the timeout; it says how many, and on which workers.
+        """
+        _check(min_num_participants, max_num_participants, where, timeout)
+        acquired = self._loop.run(
+            self._get_backend().acquire(
+                min_num_participants, max_num_participants, dict(where or {}), timeout, exclusive=False
+            )
+        )
+        return self._cohort(acquired, None)
+
+    def lease(
+        self, n: int, where: Mapping[str, str] | None = None, timeout: float | None = None
+    ) -> Cohort[B]:
+        """``n`` participants, chosen uniformly from the idle ones, that nobody else gets until released.
+
+        Use it as a context manager, or call ``release`` on the cohort. Blocks and raises like
+        get_participants. A cohort that others got before may still be called by them.
+        """
+        _check(n, None, where, timeout)
+        backend = self._get_backend()
+        acquired = self._loop.run(backend.acquire(n, n, dict(where or {}), timeout, exclusive=True))
+
+        async def release() -> None:
+            backend.release(acquired.id)
+
+        def release_and_wait() -> None:
+            if not self._loop.closed:
+                self._loop.run(release())
+
+        return self._cohort(acquired, release_and_wait)
+
+    def _cohort(self, acquired: Acquired, release: Callable[[], None] | None) -> Cohort[B]:
+        try:
+            proxies = [self._proxy(member) for member in acquired.members]
+        except BaseException:
+            if release is not None:
+                release()
+            raise
+        return Cohort(proxies, self._get_backend(), release, loop=self._loop)
+
+    def _proxy(self, member: Member) -> B:
+        with self._making:
+            if member.proxy is None:
+                member.proxy = self._factory(Handle(member, self._get_backend(), self._loop))
+            return cast(B, member.proxy)
+
+
+def _check(minimum: int, maximum: int | None, where: Mapping[str, str] | None, timeout: float | None) -> None:
+    if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 0:
+        raise ValueError(f"the number of participants must be an integer of at least 0, not {minimum!r}")
+    if maximum is not None and maximum < max(minimum, 1):
+        raise ValueError(
+            f"max_num_participants ({maximum}) must be at least min_num_participants ({minimum})"
+        )
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
+    for key, value in (where or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"where must map strings to strings; got {key!r}: {value!r}")

@@ -1,0 +1,184 @@
+"""Decides who gets which participants, and when. Sans-IO: no clock, no loop, no randomness of its own.
+
+- A request is granted as soon as its minimum of participants match, are free (in no lease) and, for a lease,
+  idle. It gets all that match, or a uniform random choice of its maximum.
+- Requests are looked at in the order they came. One that can't be granted yet holds back the participants
+  that match it from *leases* asked for later, so nobody is overtaken; requests that share nothing don't
+  wait for each other.
+- A participant is in at most one lease. The newest session of a participant id replaces the older one: after
+  a network cut the old stream is dead long before anyone notices.
+
+Events go in by method; ``serve`` and ``expire`` say what came of them. The caller (dispatcher.py) waits,
+watches the clock and talks to the workers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from manager.members import Member
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Somebody waits for participants. ``deadline`` is a point in monotonic time, or None."""
+
+    id: int
+    minimum: int
+    maximum: int | None
+    where: Mapping[str, str]
+    asked_at: float
+    deadline: float | None
+    exclusive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """``request`` got these members; with an exclusive request they are leased until ``release``."""
+
+    request: Request
+    members: list[Member]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """``request`` ran into its deadline: who was there, by worker."""
+
+    request: Request
+    matching_by_worker: Mapping[int, int]
+    pooled: int
+    waited: float
+
+    @property
+    def matching(self) -> int:
+        return sum(self.matching_by_worker.values())
+
+
+class Pool:
+    """All pooled participants, the leases on them, and who waits for them."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._members: dict[int, Member] = {}
+        self._by_id: dict[str, Member] = {}
+        self._waiting: dict[int, Request] = {}
+        self._leases: dict[int, list[Member]] = {}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._members.values()))
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def leased(self) -> int:
+        return sum(len(members) for members in self._leases.values())
+
+    def get(self, key: int) -> Member | None:
+        return self._members.get(key)
+
+    def matching(self, where: Mapping[str, str]) -> list[Member]:
+        """All pooled members with these attributes, leased and busy ones included."""
+        return [member for member in self._members.values() if _matches(member, where)]
+
+    # Events
+
+    def join(self, member: Member) -> Member | None:
+        """A participant is there. Returns the older member of the same id, which the caller must end."""
+        replaced = self._by_id.get(member.participant_id)
+        self._members[member.key] = member
+        self._by_id[member.participant_id] = member
+        return replaced
+
+    def leave(self, member: Member) -> None:
+        """The member's session has ended. Its lease, if any, goes on without it."""
+        if self._members.pop(member.key, None) is None:
+            return
+        member.gone = True
+        if self._by_id.get(member.participant_id) is member:
+            del self._by_id[member.participant_id]
+        if member.lease is not None:
+            self._leases[member.lease].remove(member)
+            member.lease = None
+
+    def ask(self, request: Request) -> None:
+        if request.id in self._waiting or request.id in self._leases:
+            raise ValueError(f"request {request.id} exists already")
+        self._waiting[request.id] = request
+
+    def abandon(self, request_id: int) -> None:
+        """Nobody waits for the request any more; if it was just granted as a lease, that is released."""
+        self._waiting.pop(request_id, None)
+        self.release(request_id)
+
+    def release(self, request_id: int) -> None:
+        for member in self._leases.pop(request_id, ()):
+            member.lease = None
+
+    # What came of them
+
+    def serve(self) -> list[Grant]:
+        """Grants what can be granted now, in the order of asking."""
+        if not self._waiting:
+            return []
+        grants: list[Grant] = []
+        held_back: set[Member] = set()
+        for request in list(self._waiting.values()):
+            eligible = self._eligible(request)
+            if request.exclusive and held_back:
+                eligible = [member for member in eligible if member not in held_back]
+            if len(eligible) < request.minimum:
+                held_back.update(eligible)
+                continue
+            del self._waiting[request.id]
+            grants.append(Grant(request, self._take(request, eligible)))
+        return grants
+
+    def expire(self, now: float) -> list[Shortage]:
+        """Ends the requests whose deadline has come."""
+        shortages = []
+        for request in list(self._waiting.values()):
+            if request.deadline is not None and request.deadline <= now:
+                del self._waiting[request.id]
+                by_worker = Counter(member.worker for member in self._eligible(request))
+                shortages.append(Shortage(request, by_worker, len(self), now - request.asked_at))
+        return shortages
+
+    @property
+    def next_deadline(self) -> float | None:
+        return min(
+            (request.deadline for request in self._waiting.values() if request.deadline is not None),
+            default=None,
+        )
+
+    def _eligible(self, request: Request) -> list[Member]:
+        return [
+            member
+            for member in self._members.values()
+            if member.lease is None
+            and not (request.exclusive and member.busy)
+            and _matches(member, request.where)
+        ]
+
+    def _take(self, request: Request, eligible: list[Member]) -> list[Member]:
+        maximum = request.maximum
+        if maximum is None and request.minimum == 0:
+            maximum = 0  # who asks for none gets none
+        if maximum is not None and maximum < len(eligible):
+            eligible = self._rng.sample(eligible, maximum)
+        if request.exclusive:
+            self._leases[request.id] = list(eligible)
+            for member in eligible:
+                member.lease = request.id
+        return eligible
+
+
+def _matches(member: Member, where: Mapping[str, str]) -> bool:
+    return all(member.attributes.get(key) == value for key, value in where.items())

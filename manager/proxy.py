@@ -1,0 +1,112 @@
+"""Stands for one participant in the caller's code: ``run`` sends it an instruction and returns its answer.
+
+Users subclass ``ParticipantProxy`` (blocking) or ``AsyncParticipantProxy`` and pass the class as
+``participant_proxy_factory``; the same subclass serves in one process, over many workers, and attached to a
+running coordinator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from manager.backend import Answer, Backend
+from manager.calls import OutcomeKind
+from manager.errors import CallCancelled, CallTimeout, ParticipantFailed, ParticipantLost
+from manager.loop import LoopThread
+from manager.members import Member
+from manager.outcome import decode
+from protos import stream_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What a proxy is made from. Subclasses that define ``__init__`` pass it on."""
+
+    member: Member
+    backend: Backend
+    loop: LoopThread | None = None
+
+
+class _Proxy:
+    def __init__(self, handle: Handle) -> None:
+        self._member = handle.member
+        self._backend = handle.backend
+
+    @property
+    def id(self) -> str:
+        """The participant's own stable id, or the one that its manager made up."""
+        return self._member.participant_id
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """What the participant said of itself when it connected."""
+        return self._member.attributes
+
+    @property
+    def worker(self) -> int:
+        """The index of the worker that holds its stream."""
+        return self._member.worker
+
+    @property
+    def connected(self) -> bool:
+        """Whether its session still lives. One that reconnects gets a new proxy."""
+        return not self._member.gone
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} on worker {self.worker}>"
+
+
+class AsyncParticipantProxy(_Proxy):
+    """The asyncio twin of ParticipantProxy."""
+
+    async def run(
+        self, message: stream_pb2.ServerMessage, timeout: float | None = None
+    ) -> stream_pb2.ParticipantMessage:
+        """Like ParticipantProxy.run. Cancelling the task gives the call up."""
+        answer = await self._backend.call_one(self._member, message.SerializeToString(), timeout)
+        return _result(self.id, answer, timeout)
+
+
+class ParticipantProxy(_Proxy):
+    """One participant, for blocking code. Safe to use from any thread but the event loop's own."""
+
+    def __init__(self, handle: Handle) -> None:
+        super().__init__(handle)
+        if handle.loop is None:
+            raise TypeError(
+                f"{type(self).__name__} is a blocking proxy; with the asyncio interface, "
+                f"subclass AsyncParticipantProxy"
+            )
+        self._loop = handle.loop
+
+    def run(
+        self, message: stream_pb2.ServerMessage, timeout: float | None = None
+    ) -> stream_pb2.ParticipantMessage:
+        """Sends the message and blocks until the participant has answered it.
+
+        Calls to one participant queue up in order; each gets its own answer. ``timeout`` is in seconds and
+        includes the time in the queue; None waits for as long as the participant is connected.
+
+        Raises:
+            ParticipantFailed: it answered with a failure.
+            ParticipantLost: its stream or its worker ended first.
+            CallTimeout: no answer in time; a late one will be dropped.
+        """
+        payload = message.SerializeToString()
+        answer = self._loop.run(self._backend.call_one(self._member, payload, timeout))
+        return _result(self.id, answer, timeout)
+
+
+def _result(participant_id: str, answer: Answer, timeout: float | None) -> stream_pb2.ParticipantMessage:
+    kind, payload = answer
+    if kind is OutcomeKind.RESULT or kind is OutcomeKind.FAILURE:
+        message = decode(payload)
+        if message.HasField("failure"):
+            raise ParticipantFailed(participant_id, message.failure)
+        return message
+    if kind is OutcomeKind.LOST:
+        raise ParticipantLost(participant_id)
+    if kind is OutcomeKind.TIMED_OUT:
+        raise CallTimeout(participant_id, timeout)
+    raise CallCancelled(participant_id)

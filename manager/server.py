@@ -1,0 +1,193 @@
+"""The seed API: one process that holds the participants' streams and gives access to them. No ZeroMQ.
+
+Ties servicer.py (streams) to dispatcher.py (pool and calls) directly, on an event loop in a thread of its
+own. The same proxies and cohorts work over many processes by way of the coordinator package.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from manager.backend import Backend
+from manager.dispatcher import Dispatcher
+from manager.listen import CAN_SHARE_PORT, Address, reserve
+from manager.loop import LoopThread
+from manager.members import Member
+from manager.participants import Participants
+from manager.proxy import Handle, ParticipantProxy
+from manager.servicer import EndReason, Servicer, Stream, start_server
+from protos import stream_pb2
+
+B = TypeVar("B", bound=ParticipantProxy)
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+
+
+class _LocalManager:
+    """Sink of the servicer and transport of the dispatcher: hands events across, in one event loop."""
+
+    def __init__(self) -> None:
+        self.servicer = Servicer(self)
+        self.dispatcher = Dispatcher(self)
+        self._members: dict[int, Member] = {}
+
+    # Sink
+
+    def joined(self, stream: Stream, hello: stream_pb2.Hello) -> None:
+        key = self.dispatcher.new_key()
+        member = Member(
+            key=key,
+            participant_id=hello.participant_id or f"anonymous-{key}",
+            attributes=dict(hello.attributes),
+            worker=0,
+            session=stream.id,
+            peer=stream.peer,
+            accepts_cancel=hello.accepts_cancel,
+            joined_at=time.monotonic(),
+        )
+        self._members[stream.id] = member
+        self.dispatcher.joined(member)
+        self.dispatcher.settle()
+
+    def answered(self, stream: Stream, answer: bytes) -> None:
+        self.dispatcher.answered(self._members[stream.id], stream.tag, answer)
+        self.dispatcher.settle()
+
+    def ended(self, stream: Stream, reason: EndReason.ValueType) -> None:
+        member = self._members.pop(stream.id, None)
+        if member is not None:
+            self.dispatcher.ended(member)
+            self.dispatcher.settle()
+
+    # Transport
+
+    def instruct(self, member: Member, tag: int, payload: bytes) -> None:
+        stream = self.servicer.streams.get(member.session)
+        if stream is not None:
+            stream.instruct(tag, self.servicer.pieces(payload))
+
+    def cancel(self, member: Member, tag: int) -> None:
+        stream = self.servicer.streams.get(member.session)
+        if stream is not None:
+            stream.cancel(tag)
+
+    def end(self, member: Member) -> None:
+        stream = self.servicer.streams.get(member.session)
+        if stream is not None:
+            stream.end_replaced()
+
+
+class ParticipantManager(Participants[B]):
+    """Access to the participants of a single process: ``get_participants`` and ``lease``."""
+
+    def __init__(
+        self,
+        participant_proxy_factory: Callable[[Handle], B] | None,
+        backend: Dispatcher,
+        loop: LoopThread,
+    ) -> None:
+        super().__init__(participant_proxy_factory, loop)
+        self._dispatcher = backend
+
+    def _get_backend(self) -> Backend:
+        return self._dispatcher
+
+    def __len__(self) -> int:
+        """How many participants are pooled."""
+        return len(self._dispatcher.pool)
+
+
+class Server:
+    """The running gRPC server of a single process. Stop it, or use it as a context manager."""
+
+    def __init__(
+        self, loop: LoopThread, manager: _LocalManager, server: grpc.aio.Server, address: str
+    ) -> None:
+        self._loop = loop
+        self._manager = manager
+        self._server = server
+        self._stopped = threading.Event()
+        self.address = address
+        """``host:port`` where participants connect."""
+
+    def start(self) -> None:
+        """Does nothing: the server already serves. Here for code written for a plain gRPC server."""
+
+    def stop(self, grace: float = 0.0) -> None:
+        """Ends all streams, after at most ``grace`` seconds in which running instructions may finish.
+
+        Calls that still run then end as lost. May be called more than once.
+        """
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        self._loop.run(self._stop(grace))
+        self._loop.close()
+
+    async def _stop(self, grace: float) -> None:
+        await self._manager.dispatcher.finish_calls(grace)
+        self._manager.dispatcher.close()
+        await self._server.stop(0)
+
+    def wait_for_termination(self, timeout: float | None = None) -> bool:
+        """Blocks until ``stop`` is called; returns False if ``timeout`` seconds pass first."""
+        return self._stopped.wait(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def create_participant_manager(
+    participant_proxy_factory: Callable[[Handle], B] | None = None,
+    listen: str | None = None,
+) -> tuple[Server, ParticipantManager[B]]:
+    """Starts to serve participants from this process alone.
+
+    Args:
+        participant_proxy_factory: your subclass of ParticipantProxy; None for ParticipantProxy itself.
+        listen: ``host:port`` for participants (port 0: any free one). By default the environment variable
+            MUSTER_LISTEN, or else 127.0.0.1:50051.
+
+    Returns:
+        The server, which is running and must be stopped, and the participant manager.
+
+    Raises:
+        AddressInUse: another process listens there.
+        StartError: the address can't be listened on.
+    """
+    address = Address.parse(listen or os.environ.get("MUSTER_LISTEN") or DEFAULT_LISTEN)
+    reservation = reserve(address)
+    try:
+        loop = LoopThread("muster-manager")
+        try:
+            manager, server, port = loop.run(_start(reservation.address))
+        except BaseException:
+            loop.close()
+            raise
+    finally:
+        reservation.close()
+    served = str(Address(address.host, port))
+    participants = ParticipantManager(participant_proxy_factory, manager.dispatcher, loop)
+    return Server(loop, manager, server, served), participants
+
+
+async def _start(address: Address) -> tuple[_LocalManager, grpc.aio.Server, int]:
+    manager = _LocalManager()
+    # Shared with the reservation alone, which is let go as soon as this server listens.
+    server, port = await start_server(manager.servicer, address, share_port=CAN_SHARE_PORT)
+    return manager, server, port

@@ -1,0 +1,106 @@
+"""A ZeroMQ socket on an asyncio event loop, for the link.
+
+ZeroMQ's file descriptor tells only *changes*, so after every send and every receive the socket is asked
+again whether something has come. Messages are taken in bounded turns, so that a busy link does not keep the
+loop from its other work. What can't be sent at once is dropped: linkend.py numbers messages, and a dropped
+one is asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from protos.frames import OWN_FRAME, Buffer
+
+log = logging.getLogger("muster.link")
+
+MAX_TURN = 64
+"""Messages taken before the loop gets a turn."""
+
+HIGH_WATER_MARK = 2_000
+"""Messages that ZeroMQ queues per peer and direction. Each is a batch."""
+
+COMMON_OPTIONS = {
+    zmq.LINGER: 0,
+    zmq.SNDHWM: HIGH_WATER_MARK,
+    zmq.RCVHWM: HIGH_WATER_MARK,
+    zmq.HEARTBEAT_IVL: 500,
+    zmq.HEARTBEAT_TIMEOUT: 1_500,
+    zmq.HEARTBEAT_TTL: 2_000,
+    zmq.HANDSHAKE_IVL: 3_000,
+    zmq.MAXMSGSIZE: 2**31,
+}
+
+
+class LinkSocket:
+    """Sends and receives multipart messages; ``on_message`` gets the frames of each."""
+
+    def __init__(self, kind: int, on_message: Callable[[list[Buffer]], None]) -> None:
+        # A context of its own: closing it can't disturb, and isn't disturbed by, other users of ZeroMQ.
+        self._context = zmq.Context(io_threads=1)
+        self.socket: zmq.Socket[bytes] = self._context.socket(kind)
+        for option, value in COMMON_OPTIONS.items():
+            self.socket.setsockopt(option, value)
+        self._on_message = on_message
+        self._loop = asyncio.get_running_loop()
+        self._fd = int(self.socket.getsockopt(zmq.FD))
+        self._reading: asyncio.Handle | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Begins to deliver messages. The socket has been bound or connected."""
+        self._loop.add_reader(self._fd, self._readable)
+        self._readable()
+
+    def send(self, frames: Sequence[Buffer]) -> bool:
+        """Sends without waiting. False if ZeroMQ could not take the message: the peer is gone or too slow."""
+        try:
+            self.socket.send_multipart(frames, zmq.DONTWAIT, copy=False)
+            return True
+        except zmq.Again:
+            log.debug("the link's queue is full; a message will have to be repeated")
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+        finally:
+            self._check()
+        return False
+
+    def flush(self, linger: float) -> None:
+        """Lets what is queued leave for at most ``linger`` seconds after the close."""
+        self.socket.setsockopt(zmq.LINGER, int(linger * 1000))
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._fd)
+        if self._reading is not None:
+            self._reading.cancel()
+        self.socket.close()
+        self._context.term()
+
+    def _check(self) -> None:
+        if (
+            self._reading is None
+            and not self._closed
+            and int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+        ):
+            self._reading = self._loop.call_soon(self._readable)
+
+    def _readable(self) -> None:
+        self._reading = None
+        receive = self.socket.recv_multipart
+        for _ in range(MAX_TURN):
+            if self._closed:
+                return
+            try:
+                frames = receive(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return
+            self._on_message([frame.bytes if len(frame) < OWN_FRAME else frame.buffer for frame in frames])
+        self._check()
