@@ -1,0 +1,70 @@
+"""One pool of participants over many worker processes.
+
+``Coordinator`` runs the workers from this process; ``connect`` attaches to a running ``coordinator start``;
+``aio`` is the asyncio twin of both. Files marked ★ are sans-IO: they decide, and do no input or output.
+
+================  =============================================================================
+**for callers**
+coordinator.py    the blocking interface
+aio.py            the asyncio interface
+settings.py       what can be set
+errors.py         what can be caught, besides manager/errors.py
+cli.py            ``coordinator start | status | participants``
+view.py           what the terminal shows
+**deciding**
+downlink.py ★     the coordinator's side of the link to one worker
+restarts.py ★     what happens when a worker process ends
+**doing**
+running.py        a coordinator brought up and down
+workers.py        the worker processes and the links to them
+process.py        one worker as an operating system process
+orders.py         what the coordinator tells a worker, batched
+control.py        the control server
+client.py         the other end of it, in an attached script
+batches.py        batches for the control stream
+================  =============================================================================
+
+Who gets which participants, and how each call ends, is decided in the manager package (pool.py, calls.py),
+which the single-process mode shares.
+"""
+
+from coordinator.coordinator import Connection, Coordinator, connect
+from coordinator.errors import CoordinatorGone, WorkerBootError
+from coordinator.settings import Settings
+from manager import (
+    AddressInUse,
+    CallCancelled,
+    CallError,
+    CallTimeout,
+    Closed,
+    Cohort,
+    MusterError,
+    NotEnoughParticipants,
+    Outcome,
+    ParticipantFailed,
+    ParticipantLost,
+    ParticipantProxy,
+    StartError,
+)
+
+__all__ = [
+    "AddressInUse",
+    "CallCancelled",
+    "CallError",
+    "CallTimeout",
+    "Closed",
+    "Cohort",
+    "Connection",
+    "Coordinator",
+    "CoordinatorGone",
+    "MusterError",
+    "NotEnoughParticipants",
+    "Outcome",
+    "ParticipantFailed",
+    "ParticipantLost",
+    "ParticipantProxy",
+    "Settings",
+    "StartError",
+    "WorkerBootError",
+    "connect",
+]

@@ -159,9 +159,19 @@ class CallTable:
         for call, index in queue:
             self._settle(call, index, OutcomeKind.LOST)
 
-    def occupied(self, member: Member, tag: int) -> None:
-        """The member works on an instruction that nobody here waits for (of an earlier coordinator)."""
-        member.in_flight = InFlight(tag, None, 0)
+    def found(self, member: Member, tag: int) -> None:
+        """The member's worker says that it works on the instruction with this tag (0: on none).
+
+        Whatever was sent to it otherwise never arrived, or its answer is lost.
+        """
+        in_flight = member.in_flight
+        if (in_flight.tag if in_flight is not None else 0) == tag:
+            return
+        member.in_flight = InFlight(tag, None, 0) if tag else None
+        if in_flight is not None and in_flight.call is not None:
+            self._settle(in_flight.call, in_flight.index, OutcomeKind.LOST)
+        if member.queue and member.in_flight is None:
+            self._send(member, *member.queue.popleft())
 
     def give_up(self, call: Call, kind: OutcomeKind) -> None:
         """Ends the call as ``kind`` for all who have not answered. Does nothing to a finished call."""

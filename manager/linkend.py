@@ -8,6 +8,7 @@ ZeroMQ can't take one it may be dropped: it will be asked for again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Generic, TypeVar
 
@@ -23,8 +24,9 @@ In = TypeVar("In", link_pb2.Upward, link_pb2.Downward)
 class LinkEnd(Generic[Out, In]):
     """Numbers, acknowledges, repeats and beats for one link. Times are monotonic seconds."""
 
-    def __init__(self, out: type[Out]) -> None:
-        self._make: type[Out] = out
+    def __init__(self, make: Callable[..., Out]) -> None:
+        """``make`` gives an outgoing message from the body's field, filled in with what all of them have."""
+        self._make: Callable[..., Out] = make
         self._sequence: Sequence[Frames] = Sequence()
         self._interval = float("inf")
         self._beat_at = float("inf")
@@ -48,8 +50,9 @@ class LinkEnd(Generic[Out, In]):
     def silent_for(self, now: float) -> float:
         return now - self._heard_at
 
-    def send(self, message: Out, payloads: Seq[Buffer] = ()) -> None:
-        """Numbers the message and sends it with its payload frames, again if need be."""
+    def send(self, payloads: Seq[Buffer] = (), **body: object) -> None:
+        """Numbers a message with this body and sends it with its payload frames, again if need be."""
+        message = self._make(**body)
         message.sequence = self._sequence.next()
         message.acknowledged = self._sequence.acknowledge()
         frames = [message.SerializeToString(), *payloads]

@@ -49,4 +49,5 @@ def configure(level: str, log_format: LogFormat, **fields: object) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every stream that a stop ends
     logging.getLogger("muster").setLevel(level.upper())

@@ -85,11 +85,11 @@ class Uplink:
 
     def report(self, report: link_pb2.Report, payloads: Sequence[Buffer]) -> None:
         """Sends a report; only while the state is OPEN."""
-        self._end.send(link_pb2.Upward(report=report), payloads)
+        self._end.send(payloads, report=report)
 
     def goodbye(self, reason: str) -> None:
         if self.state is State.OPEN:
-            self._end.send(link_pb2.Upward(goodbye=link_pb2.Goodbye(reason=reason)))
+            self._end.send(goodbye=link_pb2.Goodbye(reason=reason))
 
     def received(self, message: link_pb2.Downward, payloads: Sequence[Buffer], now: float) -> list[Effect]:
         if self.state is State.CLOSED:

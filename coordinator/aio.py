@@ -1,0 +1,123 @@
+"""The asyncio interface: a coordinator in this process, or a connection to a running one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+from coordinator.client import Link
+from coordinator.running import RunningCoordinator
+from coordinator.settings import Settings
+from manager.backend import Backend
+from manager.cohort import AsyncCohort as Cohort
+from manager.listen import Address
+from manager.participants import AsyncParticipants
+from manager.proxy import AsyncParticipantProxy as ParticipantProxy
+from manager.proxy import Handle
+from protos import control_pb2
+
+A = TypeVar("A", bound=ParticipantProxy)
+
+
+def make_settings(**options: Any) -> Settings:
+    """Settings from keyword arguments, in which addresses may be strings and None means the default."""
+    for name in ("listen", "control"):
+        if isinstance(options.get(name), str):
+            options[name] = Address.parse(options[name])
+    return Settings(**{name: value for name, value in options.items() if value is not None})
+
+
+class Coordinator(AsyncParticipants[A]):
+    """The asyncio twin of ``coordinator.Coordinator``, with the same arguments.
+
+    Use it as ``async with Coordinator(...) as coordinator``.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        listen: str | None = None,
+        participant_proxy_factory: Callable[[Handle], A] | None = None,
+        *,
+        control: str | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(participant_proxy_factory)
+        self._running = RunningCoordinator(
+            make_settings(workers=workers, listen=listen, control=control, **settings)
+        )
+
+    def _get_backend(self) -> Backend:
+        return self._running.dispatcher
+
+    @property
+    def listen(self) -> str:
+        """``host:port`` where participants connect (the first one, where workers don't share a port)."""
+        return self._running.listen
+
+    @property
+    def control(self) -> str:
+        """``host:port`` of the control API; empty if it was not asked for."""
+        return self._running.control
+
+    def status(self) -> control_pb2.Status:
+        """What there is and what goes on, as ``coordinator status`` shows it."""
+        return self._running.status()
+
+    async def start(self) -> None:
+        """Returns when all workers are up; raises like ``coordinator.Coordinator``."""
+        await self._running.start()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Lets running calls finish for at most ``grace`` seconds, then ends all worker processes."""
+        await self._running.stop(grace)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+
+class Connection(AsyncParticipants[A]):
+    """The asyncio twin of ``coordinator.Connection``; made by ``connect``."""
+
+    def __init__(self, link: Link, participant_proxy_factory: Callable[[Handle], A] | None = None) -> None:
+        super().__init__(participant_proxy_factory)
+        self._link = link
+
+    def _get_backend(self) -> Backend:
+        return self._link
+
+    async def status(self) -> control_pb2.Status:
+        """What there is and what goes on, as ``coordinator status`` shows it."""
+        status: control_pb2.Status = await self._link.stub.GetStatus(control_pb2.StatusRequest())
+        return status
+
+    async def close(self) -> None:
+        """Detaches; leases and calls of this connection end."""
+        await self._link.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+
+async def connect(
+    address: str,
+    participant_proxy_factory: Callable[[Handle], A] | None = None,
+    timeout: float = 10.0,
+) -> Connection[A]:
+    """Attaches to the running coordinator whose control API is at ``address`` (``host:port``).
+
+    Raises CoordinatorGone if none answers within ``timeout`` seconds.
+    """
+    link = Link(str(Address.parse(address)))
+    await link.open(timeout)
+    return Connection(link, participant_proxy_factory)
+
+
+__all__ = ["Cohort", "Connection", "Coordinator", "ParticipantProxy", "connect"]

@@ -1,0 +1,248 @@
+"""A training script attached to a running coordinator: the other end of control.py.
+
+``Link`` is a backend like the dispatcher, only that every request crosses the control stream. It keeps a
+member for each participant it was given, and ends everything that waits when the stream ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+import grpc.aio
+
+from coordinator.batches import BatchWriter
+from coordinator.control import CONTROL_OPTIONS, CONTROL_VERSION
+from coordinator.errors import CoordinatorGone
+from manager.backend import Acquired, Answer
+from manager.calls import OutcomeKind
+from manager.errors import Closed, MusterError, NotEnoughParticipants
+from manager.members import Member
+from protos import control_pb2
+from protos.control_pb2_grpc import ControlStub
+
+
+@dataclass(slots=True)
+class _PendingRequest:
+    future: asyncio.Future[Acquired]
+    asked: int
+    where: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _PendingCall:
+    future: asyncio.Future[list[Answer]]
+    pending: int
+    answers: list[Answer] = field(default_factory=list)
+
+
+class Link:
+    """The backend of an attached script."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=CONTROL_OPTIONS)
+        self.stub = ControlStub(self._channel)
+        self._ids = itertools.count(1)
+        self._requests: dict[int, _PendingRequest] = {}
+        self._calls: dict[int, _PendingCall] = {}
+        self._members: dict[int, Member] = {}
+        self._error: MusterError | None = None
+
+    async def open(self, timeout: float) -> None:
+        """Attaches. Raises CoordinatorGone if nobody answers within ``timeout`` seconds."""
+        self._stream = self.stub.Attach()
+        self._writer = BatchWriter(control_pb2.ClientBatch, self._stream.write)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._stream.write(control_pb2.ClientBatch(version=CONTROL_VERSION))
+                first = await self._stream.read()
+        except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            why = await self._why(error)
+            await self._channel.close()
+            raise CoordinatorGone(f"no coordinator answers at {self.address} ({why})") from None
+        if first is grpc.aio.EOF:
+            why = await self._why(None)
+            await self._channel.close()
+            raise CoordinatorGone(f"the coordinator at {self.address} refused to be attached to: {why}")
+        self._reader = asyncio.ensure_future(self._read())
+
+    async def close(self) -> None:
+        """Detaches: leases and calls end."""
+        self._fail(Closed("the connection to the coordinator was closed"))
+        self._stream.cancel()
+        self._reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reader
+        await self._channel.close()
+
+    # Backend
+
+    async def acquire(
+        self,
+        minimum: int,
+        maximum: int | None,
+        where: Mapping[str, str],
+        timeout: float | None,
+        *,
+        exclusive: bool,
+    ) -> Acquired:
+        self._check()
+        number = next(self._ids)
+        request = _PendingRequest(asyncio.get_running_loop().create_future(), minimum, where)
+        self._requests[number] = request
+        self._writer.add(
+            "acquires",
+            control_pb2.Acquire(
+                id=number,
+                min_participants=minimum,
+                max_participants=maximum,
+                where=where,
+                timeout_seconds=timeout,
+                lease=exclusive,
+            ),
+        )
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            self._writer.add("abandons", number)
+            raise
+        finally:
+            self._requests.pop(number, None)
+
+    def release(self, acquired_id: int) -> None:
+        if self._error is None:
+            self._writer.add("releases", acquired_id)
+
+    async def call_one(self, member: Member, payload: bytes, timeout: float | None) -> Answer:
+        return (await self.call((member,), (payload,), timeout, None))[0]
+
+    async def call(
+        self,
+        members: Sequence[Member],
+        payloads: Sequence[bytes],
+        timeout: float | None,
+        quorum: int | None,
+    ) -> Sequence[Answer]:
+        self._check()
+        if not members:
+            return []
+        number = next(self._ids)
+        call = _PendingCall(
+            asyncio.get_running_loop().create_future(),
+            len(members),
+            [(OutcomeKind.LOST, b"")] * len(members),
+        )
+        self._calls[number] = call
+        self._writer.add(
+            "calls",
+            control_pb2.StartCall(
+                id=number,
+                participants=[member.key for member in members],
+                payloads=payloads,
+                timeout_seconds=timeout,
+                quorum=quorum,
+            ),
+            size=sum(map(len, payloads)) + 8 * len(members),
+        )
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            self._writer.add("cancels", number)
+            raise
+        finally:
+            self._calls.pop(number, None)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # What the coordinator says
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                batch = await self._stream.read()
+                if not isinstance(batch, control_pb2.ServerBatch):
+                    break
+                self._handle(batch)
+            why = await self._why(None)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            why = await self._why(error)
+        self._fail(
+            CoordinatorGone(
+                f"the coordinator at {self.address} is gone ({why}); attach again with coordinator.connect"
+            )
+        )
+
+    def _handle(self, batch: control_pb2.ServerBatch) -> None:
+        for granted in batch.granted:
+            members = [self._member(participant) for participant in granted.participants]
+            request = self._requests.get(granted.id)
+            if request is not None and not request.future.done():
+                request.future.set_result(Acquired(granted.id, members))
+        for shortage in batch.not_enough:
+            request = self._requests.get(shortage.id)
+            if request is not None and not request.future.done():
+                request.future.set_exception(
+                    NotEnoughParticipants(
+                        asked=request.asked,
+                        matching=shortage.matching,
+                        matching_by_worker=shortage.matching_by_worker,
+                        pooled=shortage.pooled,
+                        waited=shortage.waited_seconds,
+                        where=request.where,
+                    )
+                )
+        for settled in batch.settled:
+            call = self._calls.get(settled.call)
+            if call is not None:
+                call.answers[settled.index] = (OutcomeKind(settled.outcome), settled.answer)
+                call.pending -= 1
+                if call.pending == 0 and not call.future.done():
+                    call.future.set_result(call.answers)
+        for key in batch.gone:
+            if (member := self._members.pop(key, None)) is not None:
+                member.gone = True
+
+    def _member(self, participant: control_pb2.Participant) -> Member:
+        member = self._members.get(participant.key)
+        if member is None:
+            member = self._members[participant.key] = Member(
+                key=participant.key,
+                participant_id=participant.id,
+                attributes=dict(participant.attributes),
+                worker=participant.worker,
+                session=0,
+                peer=participant.peer,
+            )
+        return member
+
+    def _fail(self, error: MusterError) -> None:
+        if self._error is not None:
+            return
+        self._error = error
+        self._writer.close()
+        pending: list[asyncio.Future[Acquired] | asyncio.Future[list[Answer]]] = [
+            *(request.future for request in self._requests.values()),
+            *(call.future for call in self._calls.values()),
+        ]
+        for future in pending:
+            if not future.done():
+                future.set_exception(error)
+
+    async def _why(self, error: BaseException | None) -> str:
+        """The reason in words, from the gRPC status if there is one."""
+        if isinstance(error, TimeoutError):
+            return "no answer in time"
+        if self._stream.done():
+            details = await self._stream.details()
+            code = await self._stream.code()
+            if code is grpc.StatusCode.UNAVAILABLE and "refused" in (details or ""):
+                return "connection refused"
+            return details or code.name.lower()
+        return str(error) or "the stream ended"

@@ -1,0 +1,262 @@
+"""The control server: what training scripts and the command line ask a running coordinator.
+
+A script attaches with one stream; what it asks for lives exactly as long as that stream, so a script that
+dies leaves no lease and no call behind. Here requests are translated to the dispatcher and back; client.py
+is the other end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from coordinator.batches import BatchWriter
+from manager.calls import Call, OutcomeKind
+from manager.errors import AddressInUse, Closed, NotEnoughParticipants
+from manager.listen import Address, reserve
+from manager.members import Member
+from protos import control_pb2
+from protos.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
+
+if TYPE_CHECKING:
+    from coordinator.running import RunningCoordinator
+
+CONTROL_VERSION = 1
+PAGE = 500
+"""Participants per page of ListParticipants."""
+
+
+class Attachment:
+    """One attached script: its requests, calls and leases, by its own numbers."""
+
+    def __init__(self, coordinator: RunningCoordinator, writer: BatchWriter[control_pb2.ServerBatch]) -> None:
+        self._dispatcher = coordinator.dispatcher
+        self._writer = writer
+        self._requests: dict[int, asyncio.Task[None]] = {}
+        self._leases: dict[int, int] = {}
+        self._calls: dict[int, Call] = {}
+        self._known: set[int] = set()  # keys of members that the script was given
+
+    def handle(self, batch: control_pb2.ClientBatch) -> None:
+        for acquire in batch.acquires:
+            self._requests[acquire.id] = asyncio.ensure_future(self._acquire(acquire))
+        for request in batch.abandons:
+            if (task := self._requests.get(request)) is not None:
+                task.cancel()
+            self._release(request)
+        for request in batch.releases:
+            self._release(request)
+        for start in batch.calls:
+            self._start(start)
+        for call_id in batch.cancels:
+            if (call := self._calls.get(call_id)) is not None:
+                self._dispatcher.give_up(call, OutcomeKind.CANCELLED)
+
+    def gone(self, member: Member) -> None:
+        """A member's session has ended."""
+        if member.key in self._known:
+            self._known.discard(member.key)
+            self._writer.add("gone", member.key)
+
+    def close(self) -> None:
+        """The script is gone: frees all that it had."""
+        self._writer.close()
+        for task in list(self._requests.values()):
+            task.cancel()
+        for request in list(self._leases):
+            self._release(request)
+        for call in list(self._calls.values()):
+            self._dispatcher.give_up(call, OutcomeKind.CANCELLED)
+
+    async def _acquire(self, acquire: control_pb2.Acquire) -> None:
+        try:
+            acquired = await self._dispatcher.acquire(
+                acquire.min_participants,
+                acquire.max_participants if acquire.HasField("max_participants") else None,
+                dict(acquire.where),
+                acquire.timeout_seconds if acquire.HasField("timeout_seconds") else None,
+                exclusive=acquire.lease,
+            )
+        except NotEnoughParticipants as error:
+            self._writer.add(
+                "not_enough",
+                control_pb2.NotEnough(
+                    id=acquire.id,
+                    matching=error.matching,
+                    matching_by_worker=error.matching_by_worker,
+                    pooled=error.pooled,
+                    waited_seconds=error.waited,
+                ),
+            )
+            return
+        except Closed:
+            return  # the stream is about to end
+        finally:
+            self._requests.pop(acquire.id, None)
+        if acquire.lease:
+            self._leases[acquire.id] = acquired.id
+        self._known.update(member.key for member in acquired.members)
+        now = time.monotonic()
+        granted = control_pb2.Granted(
+            id=acquire.id, participants=[describe(member, now) for member in acquired.members]
+        )
+        self._writer.add("granted", granted, size=100 * len(acquired.members))
+
+    def _release(self, request: int) -> None:
+        lease = self._leases.pop(request, None)
+        if lease is not None:
+            self._dispatcher.release(lease)
+
+    def _start(self, start: control_pb2.StartCall) -> None:
+        pool = self._dispatcher.pool
+        members = [pool.get(key) or _departed(key) for key in start.participants]
+        if members and len(start.payloads) not in (1, len(members)):
+            raise ValueError(
+                f"call {start.id}: {len(start.payloads)} payloads for {len(members)} participants"
+            )
+
+        def settled(call: Call, index: int) -> None:
+            answer = bytes(call.answers[index])
+            call.answers[index] = b""
+            outcome = call.outcomes[index] or OutcomeKind.RESULT
+            self._writer.add(
+                "settled",
+                control_pb2.Settled(
+                    call=start.id,
+                    index=index,
+                    outcome=control_pb2.Outcome.ValueType(outcome),
+                    answer=answer,
+                ),
+                size=len(answer) + 16,
+            )
+
+        def finished(_call: Call) -> None:
+            self._calls.pop(start.id, None)
+
+        call = self._dispatcher.start(
+            members,
+            list(start.payloads),
+            start.timeout_seconds if start.HasField("timeout_seconds") else None,
+            start.quorum if start.HasField("quorum") else None,
+            on_settled=settled,
+            on_finished=finished,
+        )
+        if call.pending:
+            self._calls[start.id] = call
+
+
+class _Servicer(ControlServicer):
+    def __init__(self, coordinator: RunningCoordinator) -> None:
+        self._coordinator = coordinator
+        self.attachments: dict[int, Attachment] = {}
+        self._ids = itertools.count(1)
+
+    async def GetStatus(  # noqa: N802
+        self, request: control_pb2.StatusRequest, context: object
+    ) -> control_pb2.Status:
+        return self._coordinator.status()
+
+    async def ListParticipants(  # noqa: N802
+        self, request: control_pb2.ListParticipantsRequest, context: object
+    ) -> AsyncIterator[control_pb2.ParticipantPage]:
+        now = time.monotonic()
+        members = self._coordinator.dispatcher.pool.matching(dict(request.where))
+        for start in range(0, len(members), PAGE):
+            yield control_pb2.ParticipantPage(
+                participants=[describe(member, now) for member in members[start : start + PAGE]]
+            )
+
+    async def Attach(  # type: ignore[override]  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[control_pb2.ClientBatch],
+        context: grpc.aio.ServicerContext[control_pb2.ClientBatch, control_pb2.ServerBatch],
+    ) -> None:
+        writer = BatchWriter(control_pb2.ServerBatch, context.write)
+        attachment = Attachment(self._coordinator, writer)
+        number = next(self._ids)
+        try:
+            async for batch in request_iterator:
+                if number not in self.attachments:
+                    if batch.version != CONTROL_VERSION:
+                        await context.abort(
+                            grpc.StatusCode.FAILED_PRECONDITION,
+                            f"control version {batch.version} was offered, {CONTROL_VERSION} is spoken here; "
+                            f"install the same version of muster on both sides",
+                        )
+                    self.attachments[number] = attachment
+                    await context.write(control_pb2.ServerBatch(version=CONTROL_VERSION))
+                try:
+                    attachment.handle(batch)
+                except ValueError as error:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            self.attachments.pop(number, None)
+            attachment.close()
+
+    def gone(self, member: Member) -> None:
+        for attachment in self.attachments.values():
+            attachment.gone(member)
+
+
+CONTROL_OPTIONS = [
+    # Between processes of one owner, messages may be as large as protobuf can make them.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+]
+
+
+class ControlServer:
+    """Serves the control API of one coordinator."""
+
+    def __init__(self, coordinator: RunningCoordinator) -> None:
+        self._servicer = _Servicer(coordinator)
+        self._server: grpc.aio.Server | None = None
+        self.address = ""
+        coordinator.dispatcher.on_ended = self._servicer.gone
+
+    @property
+    def attached(self) -> int:
+        return len(self._servicer.attachments)
+
+    async def start(self, address: Address) -> None:
+        """Raises AddressInUse or StartError if it can't listen there."""
+        reservation = reserve(address)
+        reservation.close()
+        server = grpc.aio.server(options=[*CONTROL_OPTIONS, ("grpc.so_reuseport", 0)])
+        add_ControlServicer_to_server(self._servicer, server)
+        try:
+            port = server.add_insecure_port(str(reservation.address))
+        except RuntimeError:
+            raise AddressInUse(str(reservation.address)) from None
+        await server.start()
+        self._server = server
+        self.address = str(Address(address.host, port))
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+
+
+def describe(member: Member, now: float) -> control_pb2.Participant:
+    """What is told of a member."""
+    return control_pb2.Participant(
+        key=member.key,
+        id=member.participant_id,
+        attributes=member.attributes,
+        worker=member.worker,
+        peer=member.peer,
+        busy=member.busy,
+        leased=member.lease is not None,
+        connected_seconds=now - member.joined_at,
+    )
+
+
+def _departed(key: int) -> Member:
+    """Stands for a member whose session has ended: calls to it are lost at once."""
+    return Member(key=key, participant_id="", attributes={}, worker=0, session=0, gone=True)

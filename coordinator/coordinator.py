@@ -1,0 +1,176 @@
+"""The blocking interface: a thin face over aio.py, on an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from coordinator.aio import make_settings
+from coordinator.client import Link
+from coordinator.running import RunningCoordinator
+from manager.backend import Backend
+from manager.listen import Address
+from manager.loop import LoopThread
+from manager.participants import Participants
+from manager.proxy import Handle, ParticipantProxy
+from protos import control_pb2
+
+B = TypeVar("B", bound=ParticipantProxy)
+
+
+class Coordinator(Participants[B]):
+    """Worker processes, and one pool of participants across all of them.
+
+    Starts when entered (``with Coordinator(...) as coordinator``) or by ``start``; leaving the block lets
+    running calls finish for ``grace`` seconds and ends all processes.
+
+    Args:
+        workers: how many worker processes; by default one per CPU.
+        listen: ``host:port`` for participants, shared by all workers; port 0 takes any free one. Default
+            127.0.0.1:50051.
+        participant_proxy_factory: your subclass of ParticipantProxy.
+        control: ``host:port`` of a control API, for ``coordinator status`` and attached scripts; none by
+            default.
+        settings: any other field of coordinator.settings.Settings.
+
+    ``start`` raises AddressInUse if another process has an address, WorkerBootError if a worker can't start,
+    and StartError otherwise.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        listen: str | None = None,
+        participant_proxy_factory: Callable[[Handle], B] | None = None,
+        *,
+        control: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self._running = RunningCoordinator(
+            make_settings(workers=workers, listen=listen, control=control, **settings)
+        )
+        super().__init__(participant_proxy_factory, LoopThread("muster-coordinator"))
+
+    def _get_backend(self) -> Backend:
+        return self._running.dispatcher
+
+    @property
+    def listen(self) -> str:
+        """``host:port`` where participants connect (the first one, where workers don't share a port)."""
+        return self._running.listen
+
+    @property
+    def control(self) -> str:
+        """``host:port`` of the control API; empty if it was not asked for."""
+        return self._running.control
+
+    def status(self) -> control_pb2.Status:
+        """What there is and what goes on, as ``coordinator status`` shows it."""
+
+        async def status() -> control_pb2.Status:
+            return self._running.status()
+
+        return self._loop.run(status())
+
+    def start(self) -> None:
+        """Blocks until all workers are up."""
+        try:
+            self._loop.run(self._running.start())
+        except BaseException:
+            self._loop.close()
+            raise
+
+    def stop(self, grace: float | None = None) -> None:
+        """Lets running calls finish for at most ``grace`` seconds, then ends all worker processes."""
+        if not self._loop.closed:
+            try:
+                self._loop.run(self._running.stop(grace))
+            finally:
+                self._loop.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class Connection(Participants[B]):
+    """Attached to a running coordinator: the same interface, from another process. Made by ``connect``.
+
+    Its leases and calls end with it, or with this process, however that ends. Once the coordinator is gone,
+    everything raises CoordinatorGone.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        loop: LoopThread,
+        participant_proxy_factory: Callable[[Handle], B] | None = None,
+    ) -> None:
+        super().__init__(participant_proxy_factory, loop)
+        self._link = link
+
+    def _get_backend(self) -> Backend:
+        return self._link
+
+    def status(self) -> control_pb2.Status:
+        """What there is and what goes on, as ``coordinator status`` shows it."""
+
+        async def status() -> control_pb2.Status:
+            status: control_pb2.Status = await self._link.stub.GetStatus(control_pb2.StatusRequest())
+            return status
+
+        return self._loop.run(status())
+
+    def close(self) -> None:
+        """Detaches; leases and calls of this connection end. May be called more than once."""
+        if not self._loop.closed:
+            try:
+                self._loop.run(self._link.close())
+            finally:
+                self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def connect(
+    address: str,
+    participant_proxy_factory: Callable[[Handle], B] | None = None,
+    timeout: float = 10.0,
+) -> Connection[B]:
+    """Attaches to the running coordinator whose control API is at ``address`` (``host:port``).
+
+    Returns a Connection; close it, or use it as a context manager. Raises CoordinatorGone if no coordinator
+    answers within ``timeout`` seconds.
+    """
+    target = str(Address.parse(address))
+    loop = LoopThread("muster-connection")
+
+    async def attach() -> Link:
+        link = Link(target)
+        await link.open(timeout)
+        return link
+
+    try:
+        link = loop.run(attach())
+    except BaseException:
+        loop.close()
+        raise
+    return Connection(link, loop, participant_proxy_factory)

@@ -1,0 +1,141 @@
+"""Decides the coordinator's side of the link to one worker. Sans-IO.
+
+::
+
+    AWAITED ──Hello of the expected incarnation──► OPEN ──silence, Goodbye, death──► GONE
+
+One Downlink is one incarnation of one worker; the next incarnation gets a new one, so nothing of the old one
+can be taken for the new. The shell (workers.py) does what the events say and sends what is in ``out``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from manager.linkend import Frames, LinkEnd
+from manager.uplink import LINK_VERSION
+from protos import link_pb2
+from protos.frames import Buffer
+
+
+class State(Enum):
+    AWAITED = auto()
+    OPEN = auto()
+    GONE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Greeted:
+    """The handshake is done; ``hello.sessions`` is all that this worker holds."""
+
+    hello: link_pb2.Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    report: link_pb2.Report
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    heartbeat: link_pb2.Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """The worker has drained and is about to exit."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """Nothing was heard for the liveness time: the worker is dead or wedged."""
+
+    seconds: float
+
+
+Event = Greeted | Reported | Beat | Departed | Silent
+
+
+class Downlink:
+    """Times are monotonic seconds."""
+
+    def __init__(
+        self, index: int, incarnation: int, *, epoch: int, heartbeat: float, liveness: float, grace: float
+    ) -> None:
+        self.index = index
+        self.incarnation = incarnation
+        self.state = State.AWAITED
+        self._epoch = epoch
+        self._heartbeat = heartbeat
+        self._liveness = liveness
+        self._grace = grace
+        self._end: LinkEnd[link_pb2.Downward, link_pb2.Upward] = LinkEnd(
+            functools.partial(link_pb2.Downward, epoch=epoch)
+        )
+
+    @property
+    def out(self) -> list[Frames]:
+        return self._end.out
+
+    def silent_for(self, now: float) -> float:
+        return self._end.silent_for(now)
+
+    def orders(self, orders: link_pb2.Orders, payloads: Sequence[Buffer]) -> None:
+        if self.state is State.OPEN:
+            self._end.send(payloads, orders=orders)
+
+    def drain(self, grace: float) -> None:
+        if self.state is State.OPEN:
+            self._end.send(drain=link_pb2.Drain(grace_seconds=grace))
+
+    def refuses(self, hello: link_pb2.Hello) -> str | None:
+        """Why this Hello can't be accepted, if so."""
+        if hello.version != LINK_VERSION:
+            return (
+                f"link version {hello.version} was offered, {LINK_VERSION} is spoken here; "
+                f"install the same version of muster on both sides"
+            )
+        if hello.incarnation != self.incarnation:
+            return f"incarnation {hello.incarnation} of worker {self.index} has been replaced"
+        if self.state is State.GONE:
+            return f"worker {self.index} has been given up"
+        return None
+
+    def received(self, message: link_pb2.Upward, now: float) -> list[Event]:
+        body = message.WhichOneof("body")
+        if body == "hello":
+            welcome = link_pb2.Welcome(
+                version=LINK_VERSION, heartbeat_seconds=self._heartbeat, grace_seconds=self._grace
+            )
+            self.state = State.OPEN
+            self._end.out.append([link_pb2.Downward(epoch=self._epoch, welcome=welcome).SerializeToString()])
+            self._end.open(self._heartbeat, now)
+            return [Greeted(message.hello)]
+        if self.state is not State.OPEN or not self._end.received(message, now):
+            return []
+        if body == "report":
+            return [Reported(message.report)]
+        if body == "heartbeat":
+            return [Beat(message.heartbeat)]
+        if body == "goodbye":
+            self.state = State.GONE
+            return [Departed(message.goodbye.reason)]
+        return []
+
+    def tick(self, now: float) -> list[Event]:
+        if self.state is not State.OPEN:
+            return []
+        silence = self._end.silent_for(now)
+        if silence > self._liveness:
+            return [Silent(silence)]
+        self._end.tick(link_pb2.Heartbeat(), now)
+        return []
+
+    def gone(self) -> None:
+        self.state = State.GONE
+        self._end.out.clear()

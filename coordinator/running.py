@@ -1,0 +1,149 @@
+"""A coordinator while it runs: address, run directory, workers and control server, brought up and down.
+
+The one place that knows the order of things. ``coordinator.py`` gives it its public faces.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from coordinator.control import ControlServer
+from coordinator.settings import Settings
+from coordinator.workers import Workers
+from manager.calls import OutcomeKind
+from manager.dispatcher import Dispatcher
+from manager.listen import Reservation, reserve
+from manager.usage import resident_bytes
+from protos import control_pb2
+
+log = logging.getLogger("muster.coordinator")
+
+
+class RunningCoordinator:
+    """Everything of a coordinator on the running event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.listen = ""
+        self._started_at = time.monotonic()
+        self._reservation: Reservation | None = None
+        self._run_dir: Path | None = None
+        self._workers: Workers | None = None
+        self._control: ControlServer | None = None
+
+    @property
+    def workers(self) -> Workers:
+        if self._workers is None:
+            raise RuntimeError("the coordinator isn't started")
+        return self._workers
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        return self.workers.dispatcher
+
+    @property
+    def control(self) -> str:
+        """``host:port`` of the control server; empty if there is none."""
+        return self._control.address if self._control is not None else ""
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where participants can connect: one address where the workers share it."""
+        if self.settings.share_port:
+            return [self.listen]
+        return [worker.address for worker in self.workers.workers if worker.address]
+
+    async def start(self) -> None:
+        """Returns when all workers are up. After an error nothing is left running."""
+        settings = self.settings
+        try:
+            self._reservation = reserve(settings.listen)
+            listen = self._reservation.address
+            if not settings.share_port:
+                self._reservation.close()  # each worker takes a port of its own
+                listen = settings.listen
+            self.listen = str(listen)
+            self._run_dir = _make_run_dir(settings.run_dir)
+            epoch = int(time.time()) & 0x7FFFFFFF  # differs between two lives; nothing is timed by it
+            self._workers = Workers(settings, listen, self._run_dir, epoch)
+            await self._workers.start()
+            if not settings.share_port:
+                self.listen = self.addresses[0]
+            if settings.control is not None:
+                self._control = ControlServer(self)
+                await self._control.start(settings.control)
+        except BaseException:
+            await self.stop(grace=0.0)
+            raise
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Lets running calls finish for at most ``grace`` seconds, then ends everything."""
+        if grace is None:
+            grace = self.settings.grace
+        if self._workers is not None:
+            await self._workers.stop(grace)
+        if self._control is not None:
+            await self._control.stop()
+        if self._reservation is not None:
+            self._reservation.close()
+        if self._run_dir is not None and self._run_dir != self.settings.run_dir:
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+
+    def status(self) -> control_pb2.Status:
+        """A snapshot of what there is and what goes on."""
+        now = time.monotonic()
+        dispatcher = self.dispatcher
+        pool, calls = dispatcher.pool, dispatcher.calls
+        counters = calls.counters
+        return control_pb2.Status(
+            version=version("muster"),
+            listen=", ".join(self.addresses),
+            control=self.control,
+            pid=os.getpid(),
+            uptime_seconds=now - self._started_at,
+            participants=len(pool),
+            busy=sum(member.busy for member in pool),
+            leased=pool.leased,
+            waiting=pool.waiting,
+            attached=self._control.attached if self._control is not None else 0,
+            calls=len(calls),
+            cpu_seconds=time.process_time(),
+            rss_bytes=resident_bytes(),
+            counters=control_pb2.Counters(
+                results=counters[OutcomeKind.RESULT],
+                failures=counters[OutcomeKind.FAILURE],
+                lost=counters[OutcomeKind.LOST],
+                timed_out=counters[OutcomeKind.TIMED_OUT],
+                cancelled=counters[OutcomeKind.CANCELLED],
+                late=calls.late,
+            ),
+            workers=[
+                control_pb2.Worker(
+                    index=worker.index,
+                    incarnation=worker.downlink.incarnation,
+                    pid=worker.pid,
+                    state=worker.state,
+                    address=worker.address,
+                    participants=len(worker.members),
+                    cpu_seconds=worker.heartbeat.cpu_seconds,
+                    rss_bytes=worker.heartbeat.rss_bytes,
+                    violations=worker.heartbeat.violations,
+                    heard_seconds_ago=worker.downlink.silent_for(now) if worker.booted else 0.0,
+                )
+                for worker in self.workers.workers
+            ],
+        )
+
+
+def _make_run_dir(wanted: Path | None) -> Path:
+    """A directory that only this user can enter, for the link's socket."""
+    if wanted is None:
+        return Path(tempfile.mkdtemp(prefix="muster-"))
+    wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return wanted

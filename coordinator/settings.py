@@ -1,0 +1,49 @@
+"""What can be set about a coordinator, with its defaults. The command line and ``Coordinator`` fill it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from manager.listen import CAN_SHARE_PORT, Address
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+DEFAULT_CONTROL = "127.0.0.1:50050"
+
+
+def default_workers() -> int:
+    """One per CPU that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Times are in seconds."""
+
+    workers: int = field(default_factory=default_workers)
+    listen: Address = field(default_factory=lambda: Address.parse(DEFAULT_LISTEN))
+    control: Address | None = None
+    link: str = "ipc"  # or tcp://host:port
+    share_port: bool = CAN_SHARE_PORT
+    pin: bool = False
+    grace: float = 10.0  # how long running calls may go on when stopping
+    boot_timeout: float = 60.0
+    heartbeat: float = 0.5
+    liveness: float = 3.0  # a worker silent for so long is taken for dead
+    orphan_grace: float = 30.0  # how long workers outlive a coordinator that is gone
+    run_dir: Path | None = None  # None: a private temporary directory
+    log_level: str = "info"
+    log_format: str = "console"
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if self.link != "ipc":
+            if not self.link.startswith("tcp://"):
+                raise ValueError(f"link must be ipc or tcp://host:port, not {self.link!r}")
+            host = Address.parse(self.link.removeprefix("tcp://")).host
+            if host not in ("127.0.0.1", "::1", "localhost"):
+                raise ValueError(
+                    f"link {self.link}: the link is not encrypted yet, so it may only use a loopback address"
+                )
