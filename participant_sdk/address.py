@@ -1,0 +1,32 @@
+"""Decides what an address of a coordinator looks like, before gRPC makes a riddle of a bad one."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from participant_sdk.errors import AddressError
+
+_URI: Final = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|vsock):\S+")
+_HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):(\d{1,5})")
+
+
+def check_address(address: str) -> str:
+    """``address`` itself, if it is ``host:port``, ``[ipv6]:port`` or a gRPC name such as ``unix:/path``.
+
+    Raises AddressError, which says what is wrong with it.
+    """
+    if not isinstance(address, str):
+        raise AddressError(f"an address is text, not {type(address).__name__}", "write host:port")
+    match = _HOST_PORT.fullmatch(address)
+    if match and 0 < int(match[2]) < 65536:
+        return address
+    if match:
+        raise AddressError(f"{address!r}: port {match[2]} isn't between 1 and 65535", "write host:port")
+    if _URI.fullmatch(address):
+        return address
+    if "://" in address:
+        raise AddressError(f"{address!r} is a URL, not an address", "write host:port, without a scheme")
+    if address.count(":") > 1 and "[" not in address:
+        raise AddressError(f"{address!r} is no address", "write an IPv6 address as [::1]:port")
+    raise AddressError(f"{address!r} is no address", "write host:port, such as 127.0.0.1:50051")

@@ -1,0 +1,40 @@
+"""How a participant's TCP connection is made: the one place where TLS and tokens belong.
+
+Decides the channel's options. Each measured reason is in DESIGN, §10; the server must allow pings every
+KEEPALIVE_TIME seconds without data, or it ends the connection with "too many pings".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc.aio
+
+from protos.envelope import MAX_FRAME_SIZE
+
+CONNECT: Final = "/muster.stream.v1.ParticipantManager/Connect"
+
+KEEPALIVE_TIME: Final = 10.0
+"""Seconds without a word after which the other side is pinged."""
+
+KEEPALIVE_TIMEOUT: Final = 5.0
+"""Seconds that a ping may stay unanswered before the connection counts as lost."""
+
+_FRAME_SLACK: Final = 64 * 1024
+
+_OPTIONS: Final = (
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_TIME * 1000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT * 1000)),
+    ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT * 1000)),  # without it a frozen peer goes unnoticed
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A TCP connection for each participant of a process: shared, they would all land on one worker.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", MAX_FRAME_SIZE + _FRAME_SLACK),
+)
+
+
+def _channel(address: str) -> grpc.aio.Channel:
+    """A new channel to the coordinator at ``address``. Made anew for each attempt, so that gRPC's own
+    connection backoff never adds to ours."""
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)

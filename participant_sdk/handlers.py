@@ -1,0 +1,142 @@
+"""Which function carries out which instruction, and what becomes of what it returns or raises.
+
+Decides the one answer to an instruction: its handler's result, or a failure that says why there is none. When
+a handler runs, and where its answer goes, is runner.py's business.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeAlias, TypeVar
+
+from participant_sdk.instruction import Instruction, Result, Returned
+from protos import stream_pb2
+from protos.messages import ScalarError, failure
+from protos.tensors import TensorError
+
+log = logging.getLogger("muster.participant")
+
+Handler: TypeAlias = Callable[[Instruction], Returned | Awaitable[Returned]]
+H = TypeVar("H", bound=Callable[[Any], Any])
+
+_MAX_TEXT: Final = 4000
+_Code = stream_pb2.Failure
+
+
+class Handlers:
+    """The handlers of one participant, by the name of the instruction."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str | None, Handler] = {}
+
+    def add(self, name: str | None, handler: Handler) -> None:
+        """``name`` None stands for every name that has no handler of its own. Raises ValueError for a second
+        handler of one name."""
+        if not callable(handler):
+            raise TypeError(f"a handler is a function of one instruction, not {type(handler).__name__}")
+        if name in self._by_name:
+            raise ValueError(f"there is a handler for {'any name' if name is None else repr(name)} already")
+        self._by_name[name] = handler
+
+    def find(self, message: stream_pb2.ServerMessage) -> Handler | bytes:
+        """The handler of the message, or the answer to it where there is none."""
+        kind = message.WhichOneof("kind")
+        if kind is None and message.ByteSize():
+            return _failed(_Code.INVALID_INSTRUCTION, "a message of a kind that this participant can't read")
+        handler = self._by_name.get(message.instruction.name) or self._by_name.get(None)
+        if handler is not None:
+            return handler
+        if kind is None:  # an empty message means "continue"; so does an empty answer
+            return b""
+        known = ", ".join(sorted(repr(name) for name in self._by_name if name is not None)) or "none at all"
+        return _failed(
+            _Code.UNKNOWN_INSTRUCTION,
+            f"no handler for {message.instruction.name!r}; this participant handles {known}",
+        )
+
+
+def is_async(handler: Handler) -> bool:
+    """Whether the handler belongs in the event loop rather than in a thread."""
+    call = getattr(handler, "__call__", None)  # noqa: B004 (of an object that is called like a function)
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+
+
+def answer(handler: Handler, message: stream_pb2.ServerMessage, cancelled: threading.Event) -> bytes:
+    """Carries the message out with a plain function; returns the serialised answer. Never raises."""
+    try:
+        returned = handler(_read(message, cancelled))
+        if inspect.iscoroutine(returned):
+            returned.close()
+        return _serialised(returned)
+    except BaseException as error:
+        return _failure_of(error, message, cancelled)
+
+
+async def answer_async(
+    handler: Handler, message: stream_pb2.ServerMessage, cancelled: threading.Event
+) -> bytes:
+    """The same with a coroutine function."""
+    try:
+        returned: Any = handler(_read(message, cancelled))
+        return _serialised(await returned)
+    except BaseException as error:
+        return _failure_of(error, message, cancelled)
+
+
+def cancelled_before_it_began() -> bytes:
+    """The answer to an instruction that no handler was given any more."""
+    return _failed(_Code.CANCELLED, "cancelled before it began")
+
+
+class _UndecodableError(Exception):
+    pass
+
+
+def _read(message: stream_pb2.ServerMessage, cancelled: threading.Event) -> Instruction:
+    try:
+        return Instruction.from_message(message.instruction, cancelled)
+    except (TensorError, ScalarError) as error:
+        raise _UndecodableError(str(error)) from error
+
+
+def _serialised(returned: object) -> bytes:
+    match returned:
+        case None:
+            return b""
+        case Result():
+            message = returned.to_message()
+        case stream_pb2.ParticipantMessage():
+            message = returned
+            kind = message.WhichOneof("kind")
+            if kind not in (None, "result", "failure"):
+                raise TypeError(f"a handler may return a result or a failure, not a {kind} message")
+        case Mapping():
+            message = Result(tensors=returned).to_message()
+        case _:
+            raise TypeError(
+                f"a handler returned {type(returned).__name__}; return a Result, a dict of arrays, "
+                f"a ParticipantMessage or None"
+            )
+    return message.SerializeToString()
+
+
+def _failure_of(error: BaseException, message: stream_pb2.ServerMessage, cancelled: threading.Event) -> bytes:
+    name = message.instruction.name
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, _UndecodableError):
+        log.error("can't decode instruction %r: %s", name, error)
+        return _failed(_Code.INVALID_INSTRUCTION, str(error))
+    if cancelled.is_set():
+        log.info("the handler of %r stopped as asked (%s)", name, text)
+        return _failed(_Code.CANCELLED, text)
+    log.error("the handler of %r failed", name, exc_info=error)
+    code = _Code.RESOURCE_EXHAUSTED if isinstance(error, MemoryError) else _Code.HANDLER_ERROR
+    return _failed(code, text)
+
+
+def _failed(code: stream_pb2.Failure.Code.ValueType, text: str) -> bytes:
+    clean = text.encode("utf-8", "backslashreplace").decode()  # protobuf takes no lone surrogates
+    return failure(code, clean[:_MAX_TEXT]).SerializeToString()

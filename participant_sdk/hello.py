@@ -1,0 +1,33 @@
+"""Decides what a participant's first message says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from participant_sdk.version import sdk_version
+from protos import stream_pb2
+
+
+def check_attributes(attributes: Mapping[str, str] | None) -> dict[str, str]:
+    """A copy of the attributes. Raises TypeError unless they are text by text, as the wire has them."""
+    copy = dict(attributes or {})
+    for key, value in copy.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(
+                f"attribute {key!r}={value!r}: both must be str; write {str(key)!r}: {str(value)!r}"
+            )
+    return copy
+
+
+def hello(
+    participant_id: str, attributes: Mapping[str, str], *, accepts_cancel: bool
+) -> stream_pb2.ParticipantMessage:
+    """The first message of a participant that says who it is."""
+    return stream_pb2.ParticipantMessage(
+        hello=stream_pb2.Hello(
+            participant_id=participant_id,
+            attributes=attributes,
+            sdk_version=sdk_version(),
+            accepts_cancel=accepts_cancel,
+        )
+    )

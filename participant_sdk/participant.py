@@ -1,0 +1,78 @@
+"""The blocking Participant: the asyncio one (aio.Participant), run in the background and waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from participant_sdk.address import check_address
+from participant_sdk.background import background_loop, wait_for
+from participant_sdk.base import BaseParticipant
+from participant_sdk.errors import ParticipantError
+from participant_sdk.signals import stop_on_signals
+
+
+class Participant(BaseParticipant):
+    """Takes part until it is told to stop::
+
+        participant = Participant("hospital-7", {"region": "eu"})
+
+        @participant.on("train")
+        def train(instruction):
+            weights = fit(instruction.tensors, epochs=instruction.config["epochs"])
+            return Result(tensors=weights, weight=len(dataset))
+
+        participant.run("coordinator.example:50051")
+
+    ``participant_id`` is a stable name (else the coordinator makes one up); ``attributes`` are what callers
+    may select it by. Raises TypeError for attributes that aren't text.
+    """
+
+    def run(self, address: str, *, attempts: int | None = None) -> None:
+        """Connects and carries out instructions, and connects again whenever the coordinator is lost, with
+        exponential backoff: for ever, or until ``attempts`` more have failed in a row.
+
+        Returns after stop() and, in the main thread, after SIGINT or SIGTERM, having said goodbye to the
+        coordinator. A handler at work is waited for; a second signal doesn't wait.
+
+        Raises AddressError for a bad address, Rejected if the coordinator refuses this participant, and, with
+        ``attempts``, what the last one failed of (ConnectionLost, ConnectionClosed, ProtocolError).
+        """
+        for error in run_all([self], address, attempts=attempts):
+            if error is not None:
+                raise error
+
+
+def run_all(
+    participants: Sequence[BaseParticipant], address: str, *, attempts: int | None = None
+) -> list[ParticipantError | None]:
+    """Runs all of them in one event loop, as Participant.run does one, until the last has ended.
+
+    Returns how each ended: None after a stop, else its error. One that ends doesn't disturb the others.
+    """
+    check_address(address)
+
+    def stop() -> None:
+        for participant in participants:
+            participant.stop()
+
+    with background_loop() as loop, stop_on_signals(stop):
+        return wait_for(_run_all(participants, address, attempts), loop)
+
+
+async def _run_all(
+    participants: Sequence[BaseParticipant], address: str, attempts: int | None
+) -> list[ParticipantError | None]:
+    async with asyncio.TaskGroup() as group:
+        runs = [group.create_task(_outcome(participant, address, attempts)) for participant in participants]
+    return [run.result() for run in runs]
+
+
+async def _outcome(
+    participant: BaseParticipant, address: str, attempts: int | None
+) -> ParticipantError | None:
+    try:
+        await participant._run(address, attempts)
+    except ParticipantError as error:
+        return error
+    return None

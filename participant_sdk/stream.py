@@ -1,0 +1,196 @@
+"""One stream to a coordinator, as whole messages: the asyncio shell around a gRPC call.
+
+Joins and splits chunks (protos.envelope), turns the stream's end into an error (status.py), and says
+goodbye. Whose turn it is to speak is decided elsewhere: by the user of a Connection, or by lifecycle.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from participant_sdk.channel import CONNECT, _channel
+from participant_sdk.errors import ConnectionClosed, ParticipantError, ProtocolError
+from participant_sdk.status import error_of
+from protos import stream_pb2
+from protos.envelope import Assembler, MalformedMessageError, split
+
+LEAVE_TIMEOUT: Final = 3.0
+"""Seconds that a goodbye may take before the stream is cut off."""
+
+_VERDICT_TIMEOUT: Final = 1.0
+_MASKED: Final = "Internal error from Core"
+
+_GRPC_ERRORS: Final = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
+
+T = TypeVar("T")
+
+
+class Stream:
+    """Opens at once; a coordinator that can't be reached shows in the first read or write.
+
+    Reading and writing may go on at the same time. Both may be cancelled without harm: the message is read or
+    written to its end all the same, and the next call goes on from there.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = _channel(address)
+        self._call: grpc.aio.StreamStreamCall[bytes, bytes] = self._channel.stream_stream(CONNECT)()
+        self._status: asyncio.Future[tuple[grpc.StatusCode, str]] = asyncio.get_running_loop().create_future()
+        self._call.add_done_callback(self._note_status)
+        self._assembler = Assembler()
+        self._turn_to_write = asyncio.Lock()
+        self._reading: asyncio.Task[stream_pb2.ServerMessage] | None = None
+        self._writing: set[asyncio.Task[None]] = set()
+        self._error: ParticipantError | None = None
+        self._closed = False
+
+    async def read(self) -> stream_pb2.ServerMessage:
+        """The next message. Raises a ParticipantError once there will be none any more."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        reading = self._reading
+        # gRPC cancels the whole call when a read is cancelled, hence the task and the shield.
+        await asyncio.wait([reading])
+        if self._reading is reading:
+            self._reading = None
+        return reading.result()
+
+    async def write(self, data: bytes) -> None:
+        """Sends a serialised ParticipantMessage; returns when it is handed to the network.
+
+        Raises a ParticipantError if the stream has ended.
+        """
+        writing = self.send(data)
+        await asyncio.wait([writing])
+        writing.result()
+
+    def send(self, data: bytes) -> asyncio.Task[None]:
+        """The same without waiting. Messages go out one after the other, in the order of the calls."""
+        writing = asyncio.create_task(self._write(data))
+        self._writing.add(writing)
+        writing.add_done_callback(self._written)
+        return writing
+
+    async def leave(self, reason: str = "") -> None:
+        """Says goodbye, waits for the coordinator to end the stream, and closes it; LEAVE_TIMEOUT at most."""
+        message = stream_pb2.ParticipantMessage(leave=stream_pb2.Leave(reason=reason))
+        try:
+            with contextlib.suppress(ParticipantError):
+                async with asyncio.timeout(LEAVE_TIMEOUT):
+                    await self.write(message.SerializeToString())
+                    await self.finish()
+        except TimeoutError:
+            pass
+        finally:
+            await self.close()
+
+    async def finish(self) -> None:
+        """Half-closes, and drops what still arrives until the coordinator ends the stream."""
+        with contextlib.suppress(*_GRPC_ERRORS):
+            await self._call.done_writing()
+        while True:
+            await self.read()
+
+    async def close(self) -> None:
+        """Cuts the stream off, if it hasn't ended, and frees the connection."""
+        self._closed = True
+        self._call.cancel()
+        tasks = [*self._writing, *([self._reading] if self._reading else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._channel.close()
+
+    async def _read(self) -> stream_pb2.ServerMessage:
+        while True:
+            if self._error is not None:
+                raise self._error
+            try:
+                frame = await self._call.read()
+            except (*_GRPC_ERRORS, asyncio.CancelledError) as error:
+                raise await self._end(error) from None
+            if not isinstance(frame, bytes):  # the end of the stream
+                raise await self._end()
+            message = self._whole(frame)
+            if message is not None:
+                return message
+
+    def _whole(self, frame: bytes) -> stream_pb2.ServerMessage | None:
+        try:
+            message = stream_pb2.ServerMessage.FromString(frame)
+            if message.WhichOneof("kind") != "chunk":
+                if self._assembler.partial:
+                    raise MalformedMessageError("another message came between two chunks")
+                return message
+            data = self._assembler.add(message.chunk)
+            if data is None:
+                return None
+            message = stream_pb2.ServerMessage.FromString(data)
+            if message.WhichOneof("kind") == "chunk":
+                raise MalformedMessageError("chunks within chunks")
+        except (MalformedMessageError, DecodeError) as error:
+            self._error = ProtocolError(
+                f"the coordinator at {self.address} sent what can't be read: {error}",
+                "check that both sides speak the same version of the protocol",
+            )
+            raise self._error from error
+        return message
+
+    async def _write(self, data: bytes) -> None:
+        async with self._turn_to_write:
+            for frame in split(data, stream_pb2.ParticipantMessage):
+                if self._error is not None:
+                    raise self._error
+                try:
+                    await self._call.write(frame)
+                except (*_GRPC_ERRORS, asyncio.CancelledError) as error:
+                    raise await self._end(error) from None
+
+    async def _end(self, error: BaseException | None = None) -> ParticipantError:
+        """How the stream ended. Re-raises ``error`` if it is the cancellation of this task."""
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise error  # else it is how gRPC puts a call that the other side cancelled
+        if self._closed:
+            return ConnectionClosed(f"the stream to {self.address} is closed", "connect again to go on")
+        if self._error is None:
+            try:
+                async with asyncio.timeout(_VERDICT_TIMEOUT):
+                    code, details = await asyncio.shield(self._status)
+            except TimeoutError:
+                code, details = grpc.StatusCode.UNAVAILABLE, "the stream broke"
+            self._error = self._error or error_of(code, details, self.address)
+        return self._error
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where the writer was cancelled and nobody else looks
+
+    def _note_status(self, call: Any) -> None:
+        # A write that fails because the coordinator has ended the call overwrites the call's true status with
+        # an INTERNAL of gRPC's own, before anybody can await it. This callback sees the true one in time.
+        if self._status.done():
+            return
+        details = _value_of(call.details()) or ""
+        if details != _MASKED:
+            self._status.set_result((_value_of(call.code()), details))
+
+
+def _value_of(ready: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns that has nothing to wait for."""
+    try:
+        ready.send(None)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+    ready.close()
+    raise RuntimeError("the call has no status yet")

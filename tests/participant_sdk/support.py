@@ -1,0 +1,164 @@
+"""A coordinator that follows a script: the other end of the stream, for tests of the SDK.
+
+It is a real grpc.aio server on a free port, in a thread with a loop of its own, so that blocking and asyncio
+tests use it alike. Each new stream runs the next script; what a script asserts is raised when the block ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from protos import messages, stream_pb2
+from protos.envelope import Assembler, split
+
+SERVICE = "muster.stream.v1.ParticipantManager"
+PATIENCE = 10.0
+"""Seconds after which a test gives up waiting for something that should have happened at once."""
+
+Script = Callable[["Peer"], Awaitable[None]]
+
+
+class Peer:
+    """The server's end of one stream."""
+
+    def __init__(self, frames: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        self._frames = frames
+        self._context = context
+        self.connection = context.peer()
+        self.frames_received = 0
+
+    async def receive(self) -> stream_pb2.ParticipantMessage:
+        """The next whole message. Raises StopAsyncIteration at the end of the stream."""
+        assembler = Assembler()
+        while True:
+            frame = await asyncio.wait_for(anext(self._frames), PATIENCE)
+            self.frames_received += 1
+            message = stream_pb2.ParticipantMessage.FromString(frame)
+            if message.WhichOneof("kind") != "chunk":
+                assert not assembler.partial
+                return message
+            whole = assembler.add(message.chunk)
+            if whole is not None:
+                return stream_pb2.ParticipantMessage.FromString(whole)
+
+    async def send(self, message: stream_pb2.ServerMessage) -> None:
+        for frame in split(message.SerializeToString(), stream_pb2.ServerMessage):
+            await self.send_raw(frame)
+
+    async def send_raw(self, frame: bytes) -> None:
+        await self._context.write(frame)
+
+    async def ask(self, name: str = "train", **arguments: Any) -> stream_pb2.ParticipantMessage:
+        """Sends an instruction and returns its answer."""
+        await self.send(messages.instruction(name, **arguments))
+        return await self.receive()
+
+    async def end(self, code: grpc.StatusCode, text: str) -> None:
+        await self._context.abort(code, text)
+
+    async def expect_leave(self) -> stream_pb2.ParticipantMessage:
+        """A leave, then the end of the stream."""
+        message = await self.receive()
+        assert message.WhichOneof("kind") == "leave", message
+        await self.expect_end()
+        return message
+
+    async def expect_end(self) -> None:
+        try:
+            message = await self.receive()
+        except StopAsyncIteration:
+            return
+        raise AssertionError(f"expected the end of the stream, not {message}")
+
+
+class ScriptedCoordinator:
+    """``with ScriptedCoordinator(first, second) as coordinator:``: streams run the scripts in this order."""
+
+    def __init__(self, *scripts: Script) -> None:
+        self.address = ""
+        self._scripts = list(scripts)
+        self._remaining = len(scripts)
+        self._errors: list[BaseException] = []
+        self._ready = threading.Event()
+        self._all_done = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._shutdown: asyncio.Event | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="scripted")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(PATIENCE)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self.kill()
+        if self._errors:
+            raise self._errors[0]
+
+    def wait(self) -> None:
+        """Blocks until every script has ended."""
+        if not self._all_done.wait(PATIENCE) and not self._errors:
+            raise AssertionError(f"{self._remaining} scripts didn't run to their end")
+
+    def kill(self) -> None:
+        """Cuts every stream off, as a dying process does."""
+        if self._thread.is_alive() and self._loop is not None and self._shutdown is not None:
+            self._loop.call_soon_threadsafe(self._shutdown.set)
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._shutdown = asyncio.Event()
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        handler: Any = grpc.stream_stream_rpc_method_handler(self._connect)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Connect": handler}),)
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        self.address = f"127.0.0.1:{port}"
+        self._ready.set()
+        await self._shutdown.wait()
+        await server.stop(0)
+
+    async def _connect(self, frames: Any, context: Any) -> None:
+        if not self._scripts:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "there is no script for this stream")
+        script = self._scripts.pop(0)
+        try:
+            await script(Peer(aiter(frames), context))
+        except grpc.aio.AbortError:
+            raise
+        except asyncio.CancelledError:  # the participant cut the stream off, or the server is being killed
+            raise
+        except Exception as error:
+            self._errors.append(error)
+            self._all_done.set()
+            raise
+        finally:
+            self._remaining -= 1
+            if not self._remaining:
+                self._all_done.set()
+
+
+async def forever(peer: Peer) -> None:
+    """A script: takes the first message, and then waits until the stream is over."""
+    await peer.receive()
+    await asyncio.Event().wait()
