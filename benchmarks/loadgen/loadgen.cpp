@@ -1,0 +1,424 @@
+// A load generator for Muster: N participants in one thread, each with a TCP connection of its own.
+//
+// It costs so little (about 0.01 CPU seconds per 1,000 round trips) that a measurement shows the server and not
+// its client, because it speaks HTTP/2 and gRPC itself, on raw sockets, and only as far as needed. What it speaks
+// and what not is said in http2.h; what a participant answers in participant.h; the messages' bytes in wire.h.
+// This file decides about sockets, time, counting and options.
+//
+// stdout: JSON, one line per SIGUSR1 (the counts so far) and one at the end. stderr: a line per second (--verbose).
+// Build: g++ -std=c++17 -O2 -o loadgen loadgen.cpp    (Linux: epoll, signalfd)
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <queue>
+#include <random>
+#include <utility>
+
+#include "participant.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Time = Clock::time_point;
+
+Clock::duration seconds(double value) {
+  return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(value));
+}
+
+double in_seconds(Clock::duration value) { return std::chrono::duration<double>(value).count(); }
+
+struct Options {
+  std::string host = "127.0.0.1";
+  uint16_t port = 0;
+  uint32_t participants = 1;
+  uint32_t source_addresses = 0;
+  double think_seconds = 0, connect_rate = 0, duration = 0, reconnect_seconds = -1;
+  bool think_exponential = false, leave = false, verbose = false;
+};
+
+const char kUsage[] = R"(usage: loadgen --port PORT [options]
+  --host HOST             where the server is (127.0.0.1)
+  --participants N        how many, each with a TCP connection of its own (1)
+  --id-prefix TEXT        say hello as TEXT0, TEXT1, ...; without it the first message is empty
+  --answer-size BYTES     payload of each answer (100)
+  --echo                  answer with the instruction's own payload instead
+  --chunk-size BYTES      larger messages go in chunks; 0: never (1048576)
+  --think-ms MS           answer so much later (0)
+  --think-exponential     ... on average, exponentially distributed
+  --connect-rate RATE     connections per second; 0: all at once (0)
+  --reconnect-ms MS       a lost participant comes back after so long; without it, never
+  --duration SECONDS      how long; 0: until SIGTERM or SIGINT (0)
+  --leave                 at the end, send a leave and wait for the server's trailers (at most 5 s)
+  --source-addresses K    connect from 127.0.0.1 ... 127.0.0.K, each with ports of its own
+  --path PATH             the method (/muster.stream.v1.ParticipantManager/Connect)
+  --window BYTES          flow-control window given to the server (16777216)
+  --verbose               a line per second on stderr
+)";
+
+struct Counts {
+  uint64_t connected = 0, open = 0, lost = 0, left = 0, reconnects = 0;
+  uint64_t received = 0, sent = 0, bytes_in = 0, bytes_out = 0;
+  std::map<std::string, uint64_t> ends;  // why streams ended that should not have
+};
+
+class Loadgen {
+ public:
+  Loadgen(const Options& options, const Script& script) : options_(options), script_(script) {
+    addrinfo hints{}, *found = nullptr;
+    hints.ai_family = AF_INET, hints.ai_socktype = SOCK_STREAM;
+    if (getaddrinfo(options.host.c_str(), nullptr, &hints, &found) != 0)
+      throw std::runtime_error("unknown host " + options.host);
+    server_ = *reinterpret_cast<sockaddr_in*>(found->ai_addr);
+    server_.sin_port = htons(options.port);
+    freeaddrinfo(found);
+
+    rlimit files{};
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    if (files.rlim_cur < options.participants + 16)
+      throw std::runtime_error("only " + std::to_string(files.rlim_cur) + " files may be open (ulimit -n)");
+
+    sigset_t signals;
+    sigemptyset(&signals);
+    for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&signals, signal);
+    sigprocmask(SIG_BLOCK, &signals, nullptr);
+    signal_fd_ = signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
+    epoll_ = epoll_create1(EPOLL_CLOEXEC);
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.u32 = kSignals;
+    epoll_ctl(epoll_, EPOLL_CTL_ADD, signal_fd_, &event);
+
+    for (uint32_t i = 0; i < options.participants; i++) participants_.emplace_back(script, i);
+  }
+
+  void run() {
+    started_ = Clock::now();
+    for (uint32_t i = 0; i < options_.participants; i++)
+      at(started_ + seconds(options_.connect_rate > 0 ? i / options_.connect_rate : 0), Timer::kConnect, i);
+    if (options_.duration > 0) at(started_ + seconds(options_.duration), Timer::kStop, 0);
+    if (options_.verbose) at(started_ + seconds(1), Timer::kReport, 0);
+    while (!stopping_ || (counts_.open > 0 && options_.leave && Clock::now() < grace_)) step();
+  }
+
+  void print(FILE* to) const {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    const auto in = [](const timeval& t) { return double(t.tv_sec) + 1e-6 * double(t.tv_usec); };
+    const double cpu = in(usage.ru_utime) + in(usage.ru_stime), elapsed = in_seconds(Clock::now() - started_);
+    const Counts& c = counts_;
+    std::string ends;
+    for (const auto& [why, times] : c.ends) {
+      ends += ends.empty() ? "\"" : ", \"";
+      for (const char letter : why)
+        if (letter == '"' || letter == '\\') {
+          ends += '\\', ends += letter;
+        } else {
+          ends += uint8_t(letter) < 32 || uint8_t(letter) > 126 ? '?' : letter;
+        }
+      ends += "\": " + std::to_string(times);
+    }
+    using Number = unsigned long long;
+    std::fprintf(to,
+                 "{\"participants\": %u, \"connected\": %llu, \"open\": %llu, \"lost\": %llu, \"left\": %llu, "
+                 "\"reconnects\": %llu, \"received\": %llu, \"sent\": %llu, \"bytes_in\": %llu, "
+                 "\"bytes_out\": %llu, \"seconds\": %.6f, \"cpu_seconds\": %.6f, "
+                 "\"cpu_seconds_per_1000\": %.6f, \"ends\": {%s}}\n",
+                 options_.participants, Number(c.connected), Number(c.open), Number(c.lost), Number(c.left),
+                 Number(c.reconnects), Number(c.received), Number(c.sent), Number(c.bytes_in),
+                 Number(c.bytes_out), elapsed, cpu, c.sent ? cpu * 1000 / double(c.sent) : 0.0, ends.c_str());
+    std::fflush(to);
+  }
+
+ private:
+  struct Timer {
+    enum What { kConnect, kAnswer, kStop, kReport };
+    Time when;
+    What what;
+    uint32_t participant, generation;
+    bool operator<(const Timer& other) const { return when > other.when; }  // the queue's top is the earliest
+  };
+
+  static constexpr uint32_t kSignals = UINT32_MAX;
+
+  void at(Time when, Timer::What what, uint32_t index) {
+    timers_.push({when, what, index, participants_[index].generation});
+  }
+
+  void step() {
+    int wait_ms = stopping_ ? 50 : -1;
+    if (!timers_.empty()) {
+      const double wait = in_seconds(timers_.top().when - Clock::now()) * 1000;
+      const int until_timer = wait <= 0 ? 0 : int(std::min(wait, 1e6)) + 1;  // epoll counts whole milliseconds
+      wait_ms = wait_ms < 0 ? until_timer : std::min(wait_ms, until_timer);
+    }
+    epoll_event events[512];
+    const int ready = epoll_wait(epoll_, events, 512, wait_ms);
+    for (int i = 0; i < ready; i++) {
+      if (events[i].data.u32 == kSignals)
+        signalled();
+      else
+        socket_ready(events[i].data.u32, events[i].events);
+    }
+    const Time now = Clock::now();
+    while (!timers_.empty() && timers_.top().when <= now) {
+      const Timer timer = timers_.top();
+      timers_.pop();
+      due(timer, now);
+    }
+  }
+
+  void due(const Timer& timer, Time now) {
+    Participant& participant = participants_[timer.participant];
+    switch (timer.what) {
+      case Timer::kStop:
+        return stop();
+      case Timer::kReport:
+        print(stderr);
+        return at(now + seconds(1), Timer::kReport, 0);
+      case Timer::kConnect:
+        if (participant.state == Participant::State::kAbsent && !stopping_) connect(timer.participant);
+        return;
+      case Timer::kAnswer:
+        if (participant.generation != timer.generation || participant.state != Participant::State::kOpen) return;
+        participant.send_answer();
+        return flush(timer.participant);
+    }
+  }
+
+  void signalled() {
+    signalfd_siginfo info;
+    while (read(signal_fd_, &info, sizeof info) == ssize_t(sizeof info)) {
+      if (info.ssi_signo == SIGUSR1)
+        print(stdout);
+      else
+        stop();
+    }
+  }
+
+  void stop() {
+    if (stopping_) return;
+    stopping_ = true;
+    grace_ = Clock::now() + seconds(5);
+    if (!options_.leave) return;
+    for (uint32_t i = 0; i < participants_.size(); i++)
+      if (participants_[i].state == Participant::State::kOpen) {
+        participants_[i].leave();
+        flush(i);
+      }
+  }
+
+  void connect(uint32_t index) {
+    Participant& participant = participants_[index];
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) return gone(index, std::strerror(errno));
+    const int on = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    participant.fd = fd;
+    participant.generation++;
+    participant.state = Participant::State::kConnecting;
+    participant.wants_to_write = true;
+    if (options_.source_addresses > 0) {
+      // The port is chosen at connect(), so that each pair of addresses has all ports to itself.
+      setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+      sockaddr_in source{};
+      source.sin_family = AF_INET;
+      source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + index % options_.source_addresses);
+      if (bind(fd, reinterpret_cast<sockaddr*>(&source), sizeof source) < 0) return gone(index, std::strerror(errno));
+    }
+    if (::connect(fd, reinterpret_cast<sockaddr*>(&server_), sizeof server_) < 0 && errno != EINPROGRESS)
+      return gone(index, std::strerror(errno));
+    epoll_event event{};
+    event.events = EPOLLIN | EPOLLOUT;
+    event.data.u32 = index;
+    epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event);
+  }
+
+  void socket_ready(uint32_t index, uint32_t events) {
+    Participant& participant = participants_[index];
+    if (participant.state == Participant::State::kAbsent) return;
+    if (participant.state == Participant::State::kConnecting) {
+      int error = 0;
+      socklen_t size = sizeof error;
+      getsockopt(participant.fd, SOL_SOCKET, SO_ERROR, &error, &size);
+      if (error != 0) return gone(index, std::strerror(error));
+      participant.open();
+      counts_.connected++, counts_.open++;
+      if (stopping_ && options_.leave) participant.leave();
+    }
+    if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
+      // One read: epoll reports again if there is more than the buffer holds.
+      const ssize_t size = recv(participant.fd, buffer_, sizeof buffer_, 0);
+      if (size == 0) return gone(index, "the server closed the connection");
+      if (size < 0 && errno != EAGAIN) return gone(index, std::strerror(errno));
+      if (size > 0) {
+        counts_.bytes_in += uint64_t(size);
+        participant.connection->receive(buffer_, size_t(size));
+        counts_.received += std::exchange(participant.messages, 0);
+        if (participant.connection->over()) return gone(index, participant.end_reason);
+        if (participant.answer && !participant.thinking) answer(index);
+      }
+    }
+    flush(index);
+  }
+
+  // The participant has an answer: it goes out now, or when it has thought.
+  void answer(uint32_t index) {
+    Participant& participant = participants_[index];
+    if (options_.think_seconds <= 0) return participant.send_answer();
+    double think = options_.think_seconds;
+    if (options_.think_exponential) think = std::exponential_distribution<>(1 / think)(random_);
+    participant.thinking = true;
+    at(Clock::now() + seconds(think), Timer::kAnswer, index);
+  }
+
+  void flush(uint32_t index) {
+    Participant& participant = participants_[index];
+    http2::Connection& connection = *participant.connection;
+    const uint64_t sent_before = connection.sent();
+    bool full = false;
+    iovec* parts;
+    while (const int count = connection.gather(parts)) {
+      msghdr message{};
+      message.msg_iov = parts, message.msg_iovlen = size_t(count);
+      const ssize_t size = sendmsg(participant.fd, &message, MSG_NOSIGNAL);
+      if (size < 0) {
+        if (errno != EAGAIN) return gone(index, std::strerror(errno));
+        full = true;
+        break;
+      }
+      counts_.bytes_out += uint64_t(size);
+      connection.written(size_t(size));
+    }
+    counts_.sent += participant.answers_among(sent_before, connection.sent());
+    if (full != participant.wants_to_write) {
+      participant.wants_to_write = full;
+      epoll_event event{};
+      event.events = full ? EPOLLIN | EPOLLOUT : EPOLLIN;
+      event.data.u32 = index;
+      epoll_ctl(epoll_, EPOLL_CTL_MOD, participant.fd, &event);
+    }
+  }
+
+  // The participant's connection is over, for whatever reason.
+  void gone(uint32_t index, const std::string& why) {
+    Participant& participant = participants_[index];
+    if (participant.fd >= 0) close(participant.fd);
+    participant.fd = -1;
+    const bool was_open = participant.state == Participant::State::kOpen;
+    participant.state = Participant::State::kAbsent;
+    counts_.open -= was_open;
+    double back = options_.reconnect_seconds;
+    if (was_open && participant.leaving) {
+      counts_.left++;
+      back = participant.reconnect_after;
+    } else {
+      counts_.lost++;
+      const std::string reason = why.empty() ? "grpc-status 0 or unreadable" : why;
+      if (counts_.ends.size() < 16 || counts_.ends.count(reason)) counts_.ends[reason]++;
+    }
+    if (back < 0 || stopping_) return;
+    counts_.reconnects++;
+    at(Clock::now() + seconds(back), Timer::kConnect, index);
+  }
+
+  const Options& options_;
+  const Script& script_;
+  sockaddr_in server_{};
+  int epoll_ = -1, signal_fd_ = -1;
+  bool stopping_ = false;
+  Time started_, grace_;
+  std::deque<Participant> participants_;
+  std::priority_queue<Timer> timers_;
+  std::mt19937 random_{1};
+  Counts counts_;
+  char buffer_[256 * 1024];
+};
+
+// Reads the command line; exits with a sentence if it makes no sense.
+void read_options(int argc, char** argv, Options& options, Script& script) {
+  const auto refuse = [](const std::string& why) {
+    std::fprintf(stderr, "loadgen: %s\n%s", why.c_str(), kUsage);
+    std::exit(2);
+  };
+  double port = 0, participants = 1, answer_size = 100, think_ms = 0, reconnect_ms = -1, sources = 0;
+  double chunk_size = double(script.chunk_size), window = double(script.window);
+  const std::map<std::string, double*> numbers = {
+      {"--port", &port}, {"--participants", &participants}, {"--answer-size", &answer_size},
+      {"--think-ms", &think_ms}, {"--reconnect-ms", &reconnect_ms}, {"--source-addresses", &sources},
+      {"--chunk-size", &chunk_size}, {"--window", &window}, {"--connect-rate", &options.connect_rate},
+      {"--duration", &options.duration}};
+  const std::map<std::string, std::string*> texts = {
+      {"--host", &options.host}, {"--id-prefix", &script.id_prefix}, {"--path", &script.path}};
+  const std::map<std::string, bool*> flags = {
+      {"--echo", &script.echo}, {"--think-exponential", &options.think_exponential},
+      {"--leave", &options.leave}, {"--verbose", &options.verbose}};
+  for (int i = 1; i < argc; i++) {
+    const std::string name = argv[i];
+    if (name == "--help") {
+      std::fputs(kUsage, stdout);
+      std::exit(0);
+    }
+    if (const auto flag = flags.find(name); flag != flags.end()) {
+      *flag->second = true;
+      continue;
+    }
+    const auto text = texts.find(name);
+    const auto number = numbers.find(name);
+    if (text == texts.end() && number == numbers.end()) refuse("there is no option " + name);
+    if (++i == argc) refuse(name + " wants a value");
+    if (text != texts.end()) {
+      *text->second = argv[i];
+      continue;
+    }
+    char* end = nullptr;
+    *number->second = std::strtod(argv[i], &end);
+    if (end == argv[i] || *end != '\0' || !(*number->second >= 0) || *number->second > 1e10)
+      refuse(name + " wants a number of at least 0, not " + argv[i]);
+  }
+  if (port < 1 || port > 65535) refuse("--port must be 1 to 65535");
+  if (participants < 1 || participants > 1e6) refuse("--participants must be 1 to 1000000");
+  if (window < 65535 || window > 0x7FFFFFFF) refuse("--window must be 65535 to 2147483647");
+  options.port = uint16_t(port);
+  options.participants = uint32_t(participants);
+  options.source_addresses = uint32_t(sources);
+  options.think_seconds = think_ms / 1000;
+  options.reconnect_seconds = reconnect_ms < 0 ? -1 : reconnect_ms / 1000;
+  script.chunk_size = size_t(chunk_size);
+  script.window = uint32_t(window);
+  script.authority = options.host + ":" + std::to_string(options.port);
+  const std::string payload(script.echo ? 0 : size_t(answer_size), 'm');
+  script.answer = std::make_shared<const std::string>(wire::framed(wire::result(payload), script.chunk_size));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  Script script;
+  read_options(argc, argv, options, script);
+  try {
+    const auto loadgen = std::make_unique<Loadgen>(options, script);
+    loadgen->run();
+    loadgen->print(stdout);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "loadgen: %s\n", error.what());
+    return 1;
+  }
+}
