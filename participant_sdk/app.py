@@ -1,0 +1,71 @@
+"""What ``--app module:object`` names: finds the participants, or says in one line why it can't."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from participant_sdk.base import BaseParticipant
+
+
+class AppError(Exception):
+    """``--app`` doesn't name participants. The text says why, in one line."""
+
+
+def load_app(app: str) -> list[BaseParticipant]:
+    """The participants that ``app`` names: ``module:object``, the object being a Participant, a list of them,
+    or a function without arguments that returns either. The module is looked for in the working directory,
+    too.
+
+    Raises AppError for a name that leads nowhere or to something else. What the module itself raises while it
+    is imported is its own, and passes.
+    """
+    module_name, colon, path = app.partition(":")
+    if not (module_name and colon and path) or module_name.startswith("."):
+        raise AppError(f"{app!r} isn't of the form module:object, such as my_app:participant")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    target = _import(module_name)
+    for name in path.split("."):
+        try:
+            target = getattr(target, name)
+        except AttributeError:
+            raise AppError(f"there is no {path!r} in module {module_name!r}") from None
+    if callable(target) and not isinstance(target, BaseParticipant):
+        target = _call(app, target)
+    participants: list[BaseParticipant] = []
+    for participant in target if isinstance(target, list | tuple) else [target]:
+        if not isinstance(participant, BaseParticipant):
+            kind = type(participant).__name__
+            raise AppError(f"{app!r} is a {kind}, not a participant_sdk.Participant or a list of them")
+        if participant in participants:
+            raise AppError(f"{app!r} holds the same participant twice")
+        participants.append(participant)
+    if not participants:
+        raise AppError(f"{app!r} is an empty list of participants")
+    return participants
+
+
+def _import(name: str) -> object:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise AppError(f"there is no module {missing!r} (looked in {Path.cwd()} and sys.path)") from None
+        raise
+
+
+def _call(app: str, factory: Callable[..., object]) -> object:
+    """Calls it, unless it would need arguments."""
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise AppError(f"{app!r} can't be called without arguments: {error}") from None
+    except ValueError:  # a builtin that has no signature to check
+        pass
+    return factory()
