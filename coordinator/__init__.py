@@ -16,8 +16,9 @@ downlink.py ★     the coordinator's side of the link to one worker
 restarts.py ★     what happens when a worker process ends
 **doing**
 running.py        a coordinator brought up and down
-workers.py        the worker processes and the links to them
-process.py        one worker as an operating system process
+workers.py        the links to all workers
+supervisor.py     the worker processes, kept running
+process.py        one of them
 orders.py         what the coordinator tells a worker, batched
 control.py        the control server
 client.py         the other end of it, in an attached script

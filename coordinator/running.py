@@ -14,7 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from coordinator.control import ControlServer
+from coordinator.downlink import State
 from coordinator.settings import Settings
+from coordinator.supervisor import Supervisor
 from coordinator.workers import Workers
 from manager.calls import OutcomeKind
 from manager.dispatcher import Dispatcher
@@ -35,6 +37,7 @@ class RunningCoordinator:
         self._reservation: Reservation | None = None
         self._run_dir: Path | None = None
         self._workers: Workers | None = None
+        self._supervisor: Supervisor | None = None
         self._control: ControlServer | None = None
 
     @property
@@ -71,8 +74,11 @@ class RunningCoordinator:
             self.listen = str(listen)
             self._run_dir = _make_run_dir(settings.run_dir)
             epoch = int(time.time()) & 0x7FFFFFFF  # differs between two lives; nothing is timed by it
-            self._workers = Workers(settings, listen, self._run_dir, epoch)
-            await self._workers.start()
+            workers = self._workers = Workers(settings, self._run_dir, epoch)
+            supervisor = self._supervisor = Supervisor(settings, listen, workers.endpoint, workers)
+            workers.on_booted, workers.on_silent = supervisor.booted, supervisor.kill
+            workers.open()
+            await supervisor.start()
             if not settings.share_port:
                 self.listen = self.addresses[0]
             if settings.control is not None:
@@ -87,7 +93,10 @@ class RunningCoordinator:
         if grace is None:
             grace = self.settings.grace
         if self._workers is not None:
-            await self._workers.stop(grace)
+            self._workers.drain(grace)
+            if self._supervisor is not None:
+                await self._supervisor.stop(grace + 2.0)
+            await self._workers.close()
         if self._control is not None:
             await self._control.stop()
         if self._reservation is not None:
@@ -128,17 +137,25 @@ class RunningCoordinator:
                     index=worker.index,
                     incarnation=worker.downlink.incarnation,
                     pid=worker.pid,
-                    state=worker.state,
+                    state=self._state(worker.index),
                     address=worker.address,
                     participants=len(worker.members),
                     cpu_seconds=worker.heartbeat.cpu_seconds,
                     rss_bytes=worker.heartbeat.rss_bytes,
                     violations=worker.heartbeat.violations,
-                    heard_seconds_ago=worker.downlink.silent_for(now) if worker.booted else 0.0,
+                    heard_seconds_ago=worker.downlink.silent_for(now) if worker.address else 0.0,
                 )
                 for worker in self.workers.workers
             ],
         )
+
+    def _state(self, index: int) -> str:
+        """The state of a worker in a word for people."""
+        if self._supervisor is not None and self._supervisor.slots[index].given_up:
+            return "failed"
+        return {State.AWAITED: "starting", State.OPEN: "up", State.GONE: "down"}[
+            self.workers.workers[index].downlink.state
+        ]
 
 
 def _make_run_dir(wanted: Path | None) -> Path:

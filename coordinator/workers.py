@@ -1,8 +1,8 @@
-"""The worker processes and the links to them: the coordinator's busiest shell.
+"""The coordinator's end of the links to all workers: its busiest shell.
 
-Spawns and watches the processes (process.py), sends and receives on the ROUTER socket, and hands events
-across: from the links (downlink.py) to the dispatcher, from the dispatcher (as its Transport) to the links.
-restarts.py decides about restarts. Payloads pass through unparsed.
+Sends and receives on the ROUTER socket, and hands events across: from the links (downlink.py decides what a
+message means) to the dispatcher, and from the dispatcher, as its Transport, to the links. The processes are
+supervisor.py's business. Payloads pass through unparsed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,9 @@ from pathlib import Path
 import zmq
 from google.protobuf.message import DecodeError
 
-from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent, State
-from coordinator.errors import WorkerBootError
+from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent
 from coordinator.orders import OrdersBatch
-from coordinator.process import WorkerProcess, describe_exit
-from coordinator.restarts import GiveUp, Restart, RestartPolicy
 from coordinator.settings import Settings
-from manager.cli import EXIT_COULD_NOT_START
 from manager.dispatcher import Dispatcher
 from manager.errors import StartError
 from manager.listen import Address
@@ -35,131 +31,82 @@ from protos.frames import Buffer, MalformedFramesError, unpack
 
 log = logging.getLogger("muster.coordinator")
 
+MAX_SOCKET_PATH = 107
+"""Bytes that a Unix socket's path may have on Linux."""
+
 
 @dataclass(eq=False)
 class Worker:
-    """A slot and what runs in it now."""
+    """What is known of the worker in a slot. Each incarnation has a Downlink of its own."""
 
     index: int
     downlink: Downlink
-    process: WorkerProcess | None = None
+    pid: int = 0
     identity: bytes = b""
     address: str = ""
-    pid: int = 0
     members: dict[int, Member] = field(default_factory=dict)  # by session
     orders: OrdersBatch = field(default_factory=OrdersBatch)
     heartbeat: link_pb2.Heartbeat = field(default_factory=link_pb2.Heartbeat)
-    policy: RestartPolicy = field(default_factory=RestartPolicy)
-    restart: asyncio.TimerHandle | None = None
-    booted: bool = False
-    given_up: bool = False
-
-    @property
-    def state(self) -> str:
-        """A word for people."""
-        if self.given_up:
-            return "failed"
-        return {State.AWAITED: "starting", State.OPEN: "up", State.GONE: "down"}[self.downlink.state]
 
 
 class Workers:
-    """All workers of a coordinator. Transport of its dispatcher."""
+    """All workers of a coordinator. Transport of its dispatcher, listener of its supervisor."""
 
-    def __init__(self, settings: Settings, listen: Address, run_dir: Path, epoch: int) -> None:
+    def __init__(self, settings: Settings, run_dir: Path, epoch: int) -> None:
         self._settings = settings
-        self._listen = listen
         self._epoch = epoch
         self._loop = asyncio.get_running_loop()
-        self._socket = LinkSocket(zmq.ROUTER, self._on_message)
         self._by_identity: dict[bytes, Worker] = {}
         self._flush_scheduled = False
-        self._stopping = False
-        self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._exited = asyncio.Event()
         self._ticker: asyncio.Task[None] | None = None
-        self._endpoint = self._bind(run_dir)
-        self.dispatcher = Dispatcher(self, first_tag=(epoch << 32) + 1)
-        self.workers = [Worker(index, self._new_downlink(index, 1)) for index in range(settings.workers)]
-        self.on_change: Callable[[Worker], None] = lambda worker: None
-
-    # Start and stop
-
-    async def start(self) -> None:
-        """Spawns all workers and waits until each has said hello.
-
-        Raises WorkerBootError if one can't start.
-        """
-        self._socket.start()
-        for worker in self.workers:
-            self._spawn(worker)
-        self._ticker = self._loop.create_task(self._tick())
+        self._socket = LinkSocket(zmq.ROUTER, self._on_message)
         try:
-            await asyncio.wait_for(asyncio.shield(self._ready), self._settings.boot_timeout)
-        except TimeoutError:
-            late = [str(worker.index) for worker in self.workers if not worker.booted]
-            raise WorkerBootError(
-                f"worker {', '.join(late)} said nothing within {self._settings.boot_timeout:g} s of its start"
-            ) from None
+            self.endpoint = self._bind(run_dir)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.dispatcher = Dispatcher(self, first_tag=(epoch << 32) + 1)
+        self.workers = [Worker(index, self._new_downlink(index, 0)) for index in range(settings.workers)]
+        self.on_booted: Callable[[int], None] = lambda index: None
+        self.on_silent: Callable[[int], None] = lambda index: None
+        """Called with the index of a worker that has to be killed."""
 
-    async def stop(self, grace: float) -> None:
-        """Ends all workers: asked to drain, then terminated, then killed. None is left when it returns."""
-        self._stopping = True
+    def open(self) -> None:
+        """Begins to listen to workers, and to watch them."""
+        self._socket.start()
+        self._ticker = self._loop.create_task(self._tick())
+
+    def drain(self, grace: float) -> None:
+        """Asks all workers to let running instructions finish, send participants elsewhere, and exit."""
         for worker in self.workers:
-            if worker.restart is not None:
-                worker.restart.cancel()
             worker.downlink.drain(grace)
-        self._transmit_all()
-        stages: list[tuple[Callable[[WorkerProcess], None] | None, float]] = [
-            (None, grace + 2.0),
-            (WorkerProcess.terminate, 2.0),
-            (WorkerProcess.kill, 10.0),
-        ]
-        for action, patience in stages:
-            for worker in self.workers:
-                # One that never said hello can't be asked to drain.
-                if worker.process is not None and (action or worker.downlink.state is not State.OPEN):
-                    (action or WorkerProcess.terminate)(worker.process)
-            if await self._all_exited(patience):
-                break
+            self._transmit(worker)
+
+    async def close(self) -> None:
+        """Ends what still runs; the workers have exited."""
         self.dispatcher.close()
         if self._ticker is not None:
             self._ticker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._ticker
-        if not self._ready.done():
-            self._ready.cancel()
         self._socket.close()
 
-    async def _all_exited(self, patience: float) -> bool:
-        deadline = time.monotonic() + patience
-        while any(worker.process is not None for worker in self.workers):
-            self._exited.clear()
-            try:
-                await asyncio.wait_for(self._exited.wait(), deadline - time.monotonic())
-            except TimeoutError:
-                return False
-        return True
-
     def _bind(self, run_dir: Path) -> str:
-        socket = self._socket.socket
+        socket, link = self._socket.socket, self._settings.link
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        if self._settings.link != "ipc":
-            address = Address.parse(self._settings.link.removeprefix("tcp://"))
+        if link != "ipc":
+            address = Address.parse(link.removeprefix("tcp://"))
             try:
                 socket.bind(f"tcp://{address}" if address.port else f"tcp://{address.host}:*")
             except zmq.ZMQError as error:
-                self._socket.close()
-                raise StartError(f"can't listen on the link {self._settings.link}: {error}") from None
+                raise StartError(f"can't listen on the link {link}: {error}") from None
             return socket.getsockopt_string(zmq.LAST_ENDPOINT)
         path = str(run_dir / "link.sock")
-        if len(path) > 100:  # the kernel's limit is 107 characters
-            self._socket.close()
-            raise StartError(f"the run directory's path is too long for a socket: {path}")
+        if len(path.encode()) > MAX_SOCKET_PATH:
+            raise StartError(f"the path of the run directory is too long for a socket in it: {path}")
         socket.bind(f"ipc://{path}")
         return f"ipc://{path}"
-
-    # Processes
 
     def _new_downlink(self, index: int, incarnation: int) -> Downlink:
         settings = self._settings
@@ -172,65 +119,16 @@ class Workers:
             grace=settings.orphan_grace,
         )
 
-    def _spawn(self, worker: Worker) -> None:
-        settings, index = self._settings, worker.index
-        address = self._listen
-        if not settings.share_port and address.port:
-            address = Address(address.host, address.port + index)
-        arguments = [
-            f"--coordinator={self._endpoint}",
-            f"--index={index}",
-            f"--incarnation={worker.downlink.incarnation}",
-            f"--listen={address}",
-            "--share-port" if settings.share_port else "--own-port",
-            f"--grace={settings.orphan_grace}",
-            f"--log-level={settings.log_level}",
-            f"--log-format={settings.log_format}",
-        ]
-        if settings.pin:
-            arguments.append(f"--pin={index}")
-        process = WorkerProcess(arguments, lambda code: self._on_exit(worker, process, code))
-        worker.process = process
-        worker.pid = process.pid
+    # From the supervisor
 
-    def _on_exit(self, worker: Worker, process: WorkerProcess, code: int) -> None:
-        process.join()
-        worker.process = None
-        self._lose(worker)
-        self._exited.set()
-        if self._stopping:
-            return
-        if not self._ready.done():
-            self._ready.set_exception(
-                WorkerBootError(
-                    f"worker {worker.index} could not start ({describe_exit(code)})"
-                    + ("; its own message is above" if code == EXIT_COULD_NOT_START else "")
-                )
-            )
-            return
-        now = time.monotonic()
-        decision = worker.policy.died(booted=worker.booted, lived=now - process.started_at, now=now)
-        match decision:
-            case Restart(delay):
-                log.warning(
-                    "worker %d ended (%s); starting it again in %.1f s",
-                    worker.index,
-                    describe_exit(code),
-                    delay,
-                )
-                worker.restart = self._loop.call_later(delay, self._restart, worker)
-            case GiveUp(reason):
-                worker.given_up = True
-                log.error("worker %d is given up: %s", worker.index, reason)
-        self.on_change(worker)
+    def starting(self, index: int, incarnation: int, pid: int) -> None:
+        worker = self.workers[index]
+        worker.downlink = self._new_downlink(index, incarnation)
+        worker.pid, worker.address = pid, ""
+        worker.heartbeat = link_pb2.Heartbeat()
 
-    def _restart(self, worker: Worker) -> None:
-        worker.restart = None
-        worker.downlink = self._new_downlink(worker.index, worker.downlink.incarnation + 1)
-        worker.booted = False
-        worker.address = ""
-        self._spawn(worker)
-        self.on_change(worker)
+    def ended(self, index: int) -> None:
+        self._lose(self.workers[index])
 
     def _lose(self, worker: Worker) -> None:
         """Nothing will come of this incarnation any more: its participants are lost."""
@@ -292,8 +190,7 @@ class Workers:
             case Silent(seconds):
                 log.error("worker %d has been silent for %.1f s; it is killed", worker.index, seconds)
                 self._lose(worker)
-                if worker.process is not None:
-                    worker.process.kill()
+                self.on_silent(worker.index)
 
     def _report(self, worker: Worker, report: link_pb2.Report, answers: list[Buffer]) -> None:
         dispatcher, members = self.dispatcher, worker.members
@@ -337,13 +234,10 @@ class Workers:
             member = worker.members.get(session) or self._join(worker, join)
             calls.found(member, join.tag)
         self.dispatcher.settle()
-        worker.pid, worker.address = hello.pid, hello.address
-        first, worker.booted = not worker.booted, True
-        if first:
+        if not worker.address:
             log.info("worker %d is up at %s (pid %d)", worker.index, hello.address, hello.pid)
-        if not self._ready.done() and all(worker.booted for worker in self.workers):
-            self._ready.set_result(None)
-        self.on_change(worker)
+        worker.pid, worker.address = hello.pid, hello.address
+        self.on_booted(worker.index)
 
     async def _tick(self) -> None:
         """Beats the heart, and notices whose has stopped, from the loop that does the work."""
@@ -384,10 +278,6 @@ class Workers:
                 orders, payloads = worker.orders.take()
                 worker.downlink.orders(orders, payloads)
                 self._transmit(worker)
-
-    def _transmit_all(self) -> None:
-        for worker in self.workers:
-            self._transmit(worker)
 
     def _transmit(self, worker: Worker) -> None:
         out = worker.downlink.out
