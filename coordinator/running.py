@@ -104,6 +104,11 @@ class RunningCoordinator:
         if self._run_dir is not None and self._run_dir != self.settings.run_dir:
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
+    def hurry(self) -> None:
+        """Makes a ``stop`` that is under way wait no longer."""
+        if self._supervisor is not None:
+            self._supervisor.hurry()
+
     def status(self) -> control_pb2.Status:
         """A snapshot of what there is and what goes on."""
         now = time.monotonic()

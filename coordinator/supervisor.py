@@ -97,6 +97,11 @@ class Supervisor:
             if await self._all_exited(wait):
                 return
 
+    def hurry(self) -> None:
+        """Makes a ``stop`` that is under way kill whatever still runs."""
+        for slot in self.slots:
+            self.kill(slot.index)
+
     async def _all_exited(self, patience: float) -> bool:
         deadline = time.monotonic() + patience
         while any(slot.process is not None for slot in self.slots):
@@ -125,12 +130,12 @@ class Supervisor:
             f"--incarnation={slot.incarnation}",
             f"--listen={listen}",
             "--share-port" if settings.share_port else "--own-port",
-            f"--grace={settings.orphan_grace}",
+            f"--orphan-grace={settings.orphan_grace}",
             f"--log-level={settings.log_level}",
             f"--log-format={settings.log_format}",
         ]
         if settings.pin:
-            arguments.append(f"--pin={slot.index}")
+            arguments.append(f"--cpu={slot.index}")
         return arguments
 
     def _on_exit(self, slot: Slot, process: WorkerProcess, code: int) -> None:

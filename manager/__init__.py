@@ -32,6 +32,7 @@ logs.py           how log records look
 listen.py         the public address, reserved and shared
 loop.py           an event loop in a thread, for the blocking API
 cli.py            ``manager start``
+options.py        how command-line options are declared
 ================  =============================================================================
 """
 

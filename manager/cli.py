@@ -20,6 +20,7 @@ from manager.errors import StartError
 from manager.listen import Address
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
+from manager.options import AddressType, log_options, option
 
 EXIT_COULD_NOT_START = 3
 EXIT_LINK_LOST = 4
@@ -27,48 +28,35 @@ EXIT_LINK_LOST = 4
 log = logging.getLogger("muster.worker")
 
 
-class AddressType(click.ParamType[Address]):
-    """``host:port`` on the command line."""
-
-    name = "host:port"
-
-    def convert(
-        self, value: str | Address, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Address:
-        if isinstance(value, Address):
-            return value
-        try:
-            return Address.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-@click.group(context_settings={"auto_envvar_prefix": "MUSTER"})
+@click.group()
 @click.version_option(version("muster"), prog_name="manager")
 def main() -> None:
     """A worker of a Muster cluster. `coordinator start` runs as many as you ask it for."""
 
 
 @main.command()
-@click.option("--coordinator", required=True, metavar="ENDPOINT", help="ZeroMQ endpoint of the link.")
-@click.option("--index", type=click.IntRange(0), required=True, help="Which worker this is.")
-@click.option("--incarnation", type=click.IntRange(1), default=1, show_default=True, help="Which life of it.")
-@click.option("--listen", type=AddressType(), required=True, help="Where participants connect.")
-@click.option("--share-port/--own-port", default=False, help="Share the port with other workers (Linux).")
-@click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS")
-@click.option("--pin", type=click.IntRange(0), metavar="CPU", help="Bind to this CPU of those allowed.")
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+@option("--coordinator", required=True, metavar="ENDPOINT", help="ZeroMQ endpoint of the link.")
+@option("--index", type=click.IntRange(0), required=True, help="Which worker this is.")
+@option("--incarnation", type=click.IntRange(1), default=1, help="Which life of it.")
+@option("--listen", type=AddressType(), required=True, help="Where participants connect.")
+@option("--share-port/--own-port", default=False, help="Share the port with other workers (Linux).")
+@option(
+    "--orphan-grace",
+    type=click.FloatRange(0),
+    default=30.0,
+    metavar="SECONDS",
+    help="How long to go on without a coordinator.",
 )
-@click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
+@option("--cpu", type=click.IntRange(0), metavar="N", help="Bind to the Nth CPU of those allowed.")
+@log_options
 def start(
     coordinator: str,
     index: int,
     incarnation: int,
     listen: Address,
     share_port: bool,
-    grace: float,
-    pin: int | None,
+    orphan_grace: float,
+    cpu: int | None,
     log_level: str,
     log_format: LogFormat,
 ) -> None:
@@ -76,14 +64,14 @@ def start(
     configure(log_level, log_format, worker=index)
     from manager import worker  # grpc and zmq load here: --help stays fast
 
-    settings = worker.WorkerSettings(coordinator, index, incarnation, listen, share_port, grace)
+    settings = worker.WorkerSettings(coordinator, index, incarnation, listen, share_port, orphan_grace)
 
     async def run() -> str | None:
         return await worker.Worker(settings).run()
 
     try:
-        if pin is not None:
-            worker.pin(pin)
+        if cpu is not None:
+            worker.pin(cpu)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             reason = runner.run(run())
     except StartError as error:

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO
 
 import structlog
 
 LogFormat = Literal["console", "json"]
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever sys.stderr is at the time: a live display may have put itself before it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
 
 
 def configure(level: str, log_format: LogFormat, **fields: object) -> None:
@@ -39,7 +47,7 @@ def configure(level: str, log_format: LogFormat, **fields: object) -> None:
     else:
         shared.append(structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False))
         final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

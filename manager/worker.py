@@ -40,7 +40,7 @@ class WorkerSettings:
     incarnation: int
     listen: Address
     share_port: bool
-    grace: float = 30.0  # seconds to outlive a silent coordinator, and to drain
+    orphan_grace: float = 30.0  # seconds to outlive a silent coordinator, and to drain when terminated
 
 
 class Worker:
@@ -50,7 +50,7 @@ class Worker:
         self._settings = settings
         self._servicer = Servicer(self)
         self._reports = Reports()
-        self._uplink = Uplink(grace=settings.grace, now=time.monotonic())
+        self._uplink = Uplink(grace=settings.orphan_grace, now=time.monotonic())
         self._socket = LinkSocket(zmq.DEALER, self._on_message)
         self._loop = asyncio.get_running_loop()
         self._flush_scheduled = False
@@ -68,7 +68,7 @@ class Worker:
             raise StartError(str(error)) from None
         self._server = server
         self._address = Address(settings.listen.host, port)
-        self._loop.add_signal_handler(signal.SIGTERM, self._drain, settings.grace)
+        self._loop.add_signal_handler(signal.SIGTERM, self._drain, settings.orphan_grace)
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # the coordinator decides
         self._connect()
         beat = self._loop.create_task(self._beat())
@@ -252,6 +252,6 @@ def pin(cpu: int) -> None:
     Raises StartError where the platform can't.
     """
     if not hasattr(os, "sched_setaffinity"):
-        raise StartError("--pin needs sched_setaffinity, which this platform doesn't have")
+        raise StartError("binding to a CPU needs sched_setaffinity, which this platform doesn't have")
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {allowed[cpu % len(allowed)]})
