@@ -41,7 +41,7 @@ def load_app(app: str) -> list[BaseParticipant]:
     for participant in target if isinstance(target, list | tuple) else [target]:
         if not isinstance(participant, BaseParticipant):
             kind = type(participant).__name__
-            raise AppError(f"{app!r} is a {kind}, not a participant_sdk.Participant or a list of them")
+            raise AppError(f"{app!r} is of type {kind}, not a participant_sdk.Participant or a list of them")
         if participant in participants:
             raise AppError(f"{app!r} holds the same participant twice")
         participants.append(participant)
