@@ -5,7 +5,7 @@
 // and what not is said in http2.h; what a participant answers in participant.h; the messages' bytes in wire.h.
 // This file decides about sockets, time, counting and options.
 //
-// stdout: JSON, one line per SIGUSR1 (the counts so far) and one at the end. stderr: a line per second (--verbose).
+// stdout: JSON, one line at the start (signals are heard from then on), one per SIGUSR1 and one at the end. stderr: a line per second (--verbose).
 // Build: g++ -std=c++17 -O2 -o loadgen loadgen.cpp    (Linux: epoll, signalfd)
 
 #include <arpa/inet.h>
@@ -110,6 +110,7 @@ class Loadgen {
 
   void run() {
     started_ = Clock::now();
+    print(stdout);
     for (uint32_t i = 0; i < options_.participants; i++)
       at(started_ + seconds(options_.connect_rate > 0 ? i / options_.connect_rate : 0), Timer::kConnect, i);
     if (options_.duration > 0) at(started_ + seconds(options_.duration), Timer::kStop, 0);
