@@ -1,0 +1,61 @@
+"""Good addresses pass as they are; bad ones say what is wrong with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from participant_sdk import AddressError
+from participant_sdk.address import check_address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "localhost:1",
+        "127.0.0.1:50051",
+        "coordinator.example:65535",
+        "[::1]:50051",
+        "[fe80::1%eth0]:50051",
+        "unix:/run/muster.sock",
+        "unix:///run/muster.sock",
+        "dns:///coordinator.example:50051",
+        "ipv4:10.0.0.1:50051",
+    ],
+)
+def test_good_addresses_pass(address: str) -> None:
+    assert check_address(address) == address
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("", "write host:port"),
+        ("localhost", "write host:port"),
+        (":50051", "write host:port"),
+        ("localhost:", "write host:port"),
+        ("localhost:http", "write host:port"),
+        ("local host:1", "write host:port"),
+        ("localhost:0", "port 0 isn't between"),
+        ("localhost:65536", "port 65536 isn't between"),
+        ("http://localhost:50051", "is a URL"),
+        ("::1:50051", "[::1]:port"),
+        (50051, "not int"),
+        (None, "not NoneType"),
+    ],
+)
+def test_bad_addresses_say_what_is_wrong(address: Any, text: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        check_address(address)
+    assert text in str(caught.value)
+
+
+@given(st.text())
+def test_any_text_passes_or_is_an_address_error(text: str) -> None:
+    try:
+        assert check_address(text) == text
+    except ValueError as error:
+        assert isinstance(error, AddressError)
