@@ -1,0 +1,79 @@
+"""Fixtures for tests with real sockets and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from coordinator import Connection, Coordinator, connect
+from manager import ParticipantManager, create_participant_manager
+from manager.proxy import ParticipantProxy
+from tests.support import Devices, eventually, instruction
+
+
+class Echo(ParticipantProxy):
+    """The subclass that all modes share."""
+
+    def echo(self, payload: bytes, timeout: float | None = None) -> bytes:
+        return self.run(instruction("echo", payload), timeout).result.payload
+
+
+Manager = ParticipantManager[Echo] | Coordinator[Echo] | Connection[Echo]
+
+
+@dataclass
+class Served:
+    """One way to reach participants, and where they connect."""
+
+    manager: Manager
+    address: str
+    pooled: Callable[[], int]
+
+
+@pytest.fixture
+def devices() -> Iterator[Devices]:
+    devices = Devices()
+    yield devices
+    devices.close()
+
+
+@pytest.fixture(scope="module")
+def coordinator() -> Iterator[Coordinator[Echo]]:
+    """Two workers, shared by the tests of a module; each test brings its own participants."""
+    with Coordinator(
+        workers=2,
+        listen="127.0.0.1:0",
+        control="127.0.0.1:0",
+        participant_proxy_factory=Echo,
+        log_level="warning",
+    ) as coordinator:
+        yield coordinator
+    assert not psutil.Process().children(recursive=True), "worker processes were left behind"
+
+
+@pytest.fixture(params=["single process", "coordinator", "attached"])
+def served(request: pytest.FixtureRequest, devices: Devices) -> Iterator[Served]:
+    """The same interface in its three implementations."""
+    if request.param == "single process":
+        server, manager = create_participant_manager(Echo, listen="127.0.0.1:0")
+        with server:
+            yield Served(manager, server.address, lambda: len(manager))
+            devices.clear()
+        return
+    shared: Coordinator[Echo] = request.getfixturevalue("coordinator")
+
+    def pooled() -> int:
+        return shared.status().participants
+
+    if request.param == "coordinator":
+        yield Served(shared, shared.listen, pooled)
+    else:
+        with connect(shared.control, Echo) as connection:
+            yield Served(connection, shared.listen, pooled)
+    devices.clear()
+    eventually(lambda: pooled() == 0, what="an empty pool after the test")
+    status = shared.status()
+    assert (status.calls, status.leased, status.waiting) == (0, 0, 0), "the test left something behind"
