@@ -46,8 +46,8 @@ class Connection:
     ) -> None:
         stream = self._open_stream()
         self._stream = None
-        if self._spoke and not self._left:
-            await stream.leave()
+        if self._spoke:
+            await stream.leave(None if self._left else "")
         else:
             await stream.close()
 

@@ -13,9 +13,7 @@ def check_attributes(attributes: Mapping[str, str] | None) -> dict[str, str]:
     copy = dict(attributes or {})
     for key, value in copy.items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(
-                f"attribute {key!r}={value!r}: both must be str; write {str(key)!r}: {str(value)!r}"
-            )
+            raise TypeError(f"attribute {key!r}={value!r}: both must be str")
     return copy
 
 

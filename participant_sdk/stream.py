@@ -79,25 +79,22 @@ class Stream:
         writing.add_done_callback(self._written)
         return writing
 
-    async def leave(self, reason: str = "") -> None:
-        """Says goodbye, waits for the coordinator to end the stream, and closes it; LEAVE_TIMEOUT at most."""
-        message = stream_pb2.ParticipantMessage(leave=stream_pb2.Leave(reason=reason))
+    async def leave(self, reason: str | None = "") -> None:
+        """Says goodbye, waits for the coordinator to end the stream, and closes it; LEAVE_TIMEOUT at most.
+
+        ``reason`` None: the goodbye has been said.
+        """
         try:
             with contextlib.suppress(ParticipantError):
                 async with asyncio.timeout(LEAVE_TIMEOUT):
-                    await self.write(message.SerializeToString())
-                    await self.finish()
+                    if reason is not None:
+                        leave = stream_pb2.Leave(reason=reason)
+                        await self.write(stream_pb2.ParticipantMessage(leave=leave).SerializeToString())
+                    await self._drain()
         except TimeoutError:
             pass
         finally:
             await self.close()
-
-    async def finish(self) -> None:
-        """Half-closes, and drops what still arrives until the coordinator ends the stream."""
-        with contextlib.suppress(*_GRPC_ERRORS):
-            await self._call.done_writing()
-        while True:
-            await self.read()
 
     async def close(self) -> None:
         """Cuts the stream off, if it hasn't ended, and frees the connection."""
@@ -108,6 +105,13 @@ class Stream:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._channel.close()
+
+    async def _drain(self) -> None:
+        """Half-closes, and drops what still arrives until the coordinator ends the stream."""
+        with contextlib.suppress(*_GRPC_ERRORS):
+            await self._call.done_writing()
+        while True:
+            await self.read()
 
     async def _read(self) -> stream_pb2.ServerMessage:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -55,7 +56,5 @@ def test_bad_addresses_say_what_is_wrong(address: Any, text: str) -> None:
 
 @given(st.text())
 def test_any_text_passes_or_is_an_address_error(text: str) -> None:
-    try:
+    with contextlib.suppress(AddressError):
         assert check_address(text) == text
-    except ValueError as error:
-        assert isinstance(error, AddressError)
