@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import queue
 import signal
 import threading
@@ -216,9 +217,9 @@ def serve(args: argparse.Namespace) -> None:
         pass
     say(meter.report(driver.round_trips))
     driver.over.set()
-    server.stop(0)
-    for caller in callers:
-        caller.join(timeout=2)
+    server.stop(0).wait(2)
+    # A handler may be parked for good, and the interpreter would wait for its thread.
+    os._exit(0)
 
 
 def main() -> None:
