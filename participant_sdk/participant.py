@@ -63,8 +63,11 @@ def run_all(
 async def _run_all(
     participants: Sequence[BaseParticipant], address: str, attempts: int | None
 ) -> list[ParticipantError | None]:
-    async with asyncio.TaskGroup() as group:
-        runs = [group.create_task(_outcome(participant, address, attempts)) for participant in participants]
+    try:
+        async with asyncio.TaskGroup() as group:
+            runs = [group.create_task(_outcome(each, address, attempts)) for each in participants]
+    except BaseExceptionGroup as bugs:
+        raise bugs.exceptions[0] from None
     return [run.result() for run in runs]
 
 

@@ -111,10 +111,11 @@ class Runner:
         if previous is not None:
             await asyncio.wait([previous])
         stream = Stream(address)
-        greeted = False
+        connected = False
         try:
+            await stream.connected()
+            connected = True
             await stream.write(self._hello)
-            greeted = True
             self._stream = stream
             self._log(logging.INFO, f"at the disposal of the coordinator at {address}")
             while True:
@@ -123,7 +124,7 @@ class Runner:
             self._stream = None
             self._events.put_nowait(Ended(error))
         except asyncio.CancelledError:
-            if greeted:
+            if connected:  # the hello may have arrived
                 await stream.leave(self._goodbye)
         finally:
             await stream.close()

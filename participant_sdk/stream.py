@@ -52,6 +52,13 @@ class Stream:
         self._error: ParticipantError | None = None
         self._closed = False
 
+    async def connected(self) -> None:
+        """Waits until there is a connection. Raises the ParticipantError that says why there won't be one."""
+        try:
+            await self._call.wait_for_connection()
+        except (*_GRPC_ERRORS, asyncio.CancelledError) as error:
+            raise await self._end(error) from None
+
     async def read(self) -> stream_pb2.ServerMessage:
         """The next message. Raises a ParticipantError once there will be none any more."""
         if self._reading is None:
