@@ -79,7 +79,7 @@ def wait_for(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop)
 
 def _copy(task: asyncio.Task[T], outcome: concurrent.futures.Future[T]) -> None:
     if task.cancelled():
-        outcome.cancel()
+        outcome.set_exception(concurrent.futures.CancelledError())  # cancel() would wake nobody up
     elif error := task.exception():
         outcome.set_exception(error)
     else:

@@ -1,0 +1,350 @@
+"""The command: its words for mistakes, its options and variables, and how its process ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import grpc
+import pytest
+from click.testing import CliRunner, Result
+
+from participant_sdk import cli
+from protos import messages
+from protos.messages import result
+from tests.participant_sdk.support import PATIENCE, Peer, ScriptedCoordinator
+
+ROOT = Path(__file__).parents[2]
+
+APP = """
+import threading
+from participant_sdk import Participant, Result
+
+participant = Participant("from-app", {"region": "eu", "kind": "test"})
+
+@participant.on("ping")
+def ping(instruction):
+    return Result(status="pong")
+
+@participant.on("stick")
+def stick(instruction):
+    print("stuck", flush=True)
+    threading.Event().wait()
+
+several = [Participant(str(number)) for number in range(3)]
+twice = [participant, participant]
+nothing = []
+number = 3
+
+def factory():
+    return participant
+
+def needs(argument):
+    return participant
+
+class namespace:
+    inner = participant
+"""
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module ``some_app`` in the working directory."""
+    (tmp_path / "some_app.py").write_text(APP)
+    (tmp_path / "broken_app.py").write_text("import nothing_of_this_name\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for name in [name for name in os.environ if name.startswith("MUSTER_")]:
+        monkeypatch.delenv(name)
+    root = logging.getLogger()
+    handlers, level = root.handlers.copy(), root.level
+    yield tmp_path
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name in ("some_app", "broken_app"):
+        sys.modules.pop(name, None)
+
+
+def invoke(*arguments: str, **variables: str) -> Result:
+    return CliRunner().invoke(cli.main, arguments, env=variables)
+
+
+def start(app: str = "some_app:participant", connect: str = "127.0.0.1:1", *more: str) -> Result:
+    return invoke("start", "--app", app, "--connect", connect, *more)
+
+
+@pytest.mark.parametrize(
+    ("app", "text"),
+    [
+        ("some_app", "isn't of the form module:object"),
+        (":participant", "isn't of the form module:object"),
+        (".some_app:participant", "isn't of the form module:object"),
+        ("nowhere:participant", "there is no module 'nowhere'"),
+        ("nowhere.deep:participant", "there is no module 'nowhere'"),
+        ("some_app.deep:participant", "there is no module 'some_app.deep'"),
+        ("some_app:nothing_such", "there is no 'nothing_such' in module 'some_app'"),
+        ("some_app:number", "is of type int, not a participant_sdk.Participant"),
+        ("some_app:needs", "can't be called without arguments: missing a required argument: 'argument'"),
+        ("some_app:nothing", "is an empty list"),
+        ("some_app:twice", "holds the same participant twice"),
+    ],
+)
+def test_an_app_that_is_none_is_a_usage_error_in_one_line(app: str, text: str) -> None:
+    outcome = start(app)
+    assert outcome.exit_code == 2
+    last = outcome.stderr.splitlines()[-1]
+    assert last.startswith("Error: Invalid value for '--app': ")
+    assert text in last
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:0", "http://host:1"])
+def test_a_bad_address_is_a_usage_error(address: str) -> None:
+    outcome = start(connect=address)
+    assert outcome.exit_code == 2
+    assert "Error: Invalid value for '--connect'" in outcome.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--attribute", "region"], "'region' isn't of the form key=value"),
+        (["--attribute", "=eu"], "'=eu' isn't of the form key=value"),
+        (["--log-level", "loud"], "'loud' is not one of"),
+        (["--log-format", "xml"], "'xml' is not one of"),
+        (["--conect", "x"], "No such option"),
+    ],
+)
+def test_bad_options_are_usage_errors(options: list[str], text: str) -> None:
+    outcome = start("some_app:participant", "127.0.0.1:1", *options)
+    assert outcome.exit_code == 2
+    assert text in outcome.stderr.splitlines()[-1]
+
+
+def test_what_is_missing_is_named() -> None:
+    assert "Missing option '--app'" in invoke("start").stderr
+    assert "Missing option '--connect'" in invoke("start", "--app", "some_app:participant").stderr
+
+
+def test_one_id_can_not_name_several() -> None:
+    outcome = start("some_app:several", "127.0.0.1:1", "--id", "one")
+    assert outcome.exit_code == 2
+    assert "one name can't do for the 3 participants" in outcome.stderr
+
+
+def test_an_app_that_fails_by_itself_shows_its_own_error() -> None:
+    outcome = start("broken_app:participant")
+    assert isinstance(outcome.exception, ModuleNotFoundError)
+    assert "nothing_of_this_name" in str(outcome.exception)
+
+
+def test_the_help_names_every_variable() -> None:
+    text = invoke("start", "--help").output
+    for name in ("APP", "CONNECT", "ID", "ATTRIBUTE", "LOG_LEVEL", "LOG_FORMAT"):
+        assert f"MUSTER_{name}" in text.replace("\n", "").replace(" ", "")
+    assert "MUSTER_START" not in text
+
+
+def test_the_version() -> None:
+    assert invoke("--version").output.startswith("participant, version ")
+
+
+def refusing(seen: list[tuple[str, dict[str, str]]]) -> ScriptedCoordinator:
+    async def script(peer: Peer) -> None:
+        hello = (await peer.receive()).hello
+        seen.append((hello.participant_id, dict(hello.attributes)))
+        await peer.end(grpc.StatusCode.PERMISSION_DENIED, "not you")
+
+    return ScriptedCoordinator(*[script] * 3)
+
+
+@contextmanager
+def refusals() -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
+    seen: list[tuple[str, dict[str, str]]] = []
+    coordinator = refusing(seen)
+    coordinator._remaining = 0
+    coordinator._all_done.set()  # how many come differs
+    with coordinator:
+        yield coordinator.address, seen
+
+
+@pytest.mark.parametrize("app", ["some_app:participant", "some_app:factory", "some_app:namespace.inner"])
+def test_a_refusal_is_one_line_and_exit_code_1(app: str) -> None:
+    with refusals() as (address, seen):
+        outcome = start(app, address)
+    assert outcome.exit_code == 1
+    (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("Error: ")]
+    assert "refused this participant (PERMISSION_DENIED: not you)" in line
+    assert seen == [("from-app", {"region": "eu", "kind": "test"})]
+
+
+def test_several_refusals_are_one_line_too() -> None:
+    with refusals() as (address, seen):
+        outcome = start("some_app:several", address)
+    assert outcome.exit_code == 1
+    assert "Error: 3 of 3 participants failed; the coordinator at" in outcome.stderr
+    assert sorted(name for name, _ in seen) == ["0", "1", "2"]
+
+
+def test_options_add_to_the_app() -> None:
+    with refusals() as (address, seen):
+        attributes = ["--attribute", "region=us", "--attribute", "a=b=c"]
+        start("some_app:participant", address, "--id", "mine", *attributes)
+    assert seen == [("mine", {"region": "us", "kind": "test", "a": "b=c"})]
+
+
+def test_every_option_is_a_variable() -> None:
+    with refusals() as (address, seen):
+        outcome = invoke(
+            "start",
+            MUSTER_APP="some_app:participant",
+            MUSTER_CONNECT=address,
+            MUSTER_ID="mine",
+            MUSTER_ATTRIBUTE="region=us more=1",
+            MUSTER_LOG_LEVEL="info",
+            MUSTER_LOG_FORMAT="json",
+        )
+    assert seen == [("mine", {"region": "us", "kind": "test", "more": "1"})]
+    entries = [json.loads(line) for line in outcome.stderr.splitlines() if line.startswith("{")]
+    assert entries[0]["logger"] == "muster.participant"
+    assert entries[0]["participant"] == "mine"
+    assert set(entries[0]) == {"time", "level", "logger", "message", "participant"}
+
+
+# From here on: real processes.
+
+
+@contextmanager
+def process(arguments: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    child = subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def command(address: str, app: str = "some_app:participant") -> list[str]:
+    return ["-m", "participant_sdk.cli", "start", "--app", app, "--connect", address]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("count", [1, 3], ids=["one", "several"])
+def test_a_signal_leaves_cleanly(number: signal.Signals, count: int) -> None:
+    answered = threading.Semaphore(0)
+
+    async def script(peer: Peer) -> None:
+        await peer.receive()
+        if count == 1:
+            assert await peer.ask("ping") == result(status="pong")
+        answered.release()
+        await peer.expect_leave()
+
+    app = "some_app:participant" if count == 1 else "some_app:several"
+    scripted = ScriptedCoordinator(*[script] * count)
+    with scripted as coordinator, process(command(coordinator.address, app)) as child:
+        for _ in range(count):
+            assert answered.acquire(timeout=PATIENCE)
+        child.send_signal(number)
+        out, err = child.communicate(timeout=PATIENCE)
+        assert (child.returncode, out) == (0, ""), err
+        assert "Traceback" not in err
+
+
+def test_a_signal_stops_the_search_for_a_coordinator() -> None:
+    with process(command("127.0.0.1:1")) as child:
+        assert child.stderr is not None
+        assert "can't reach the coordinator at 127.0.0.1:1 (connection refused)" in child.stderr.readline()
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=PATIENCE)
+        assert child.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_second_signal_does_not_wait_for_a_handler(number: signal.Signals) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(messages.instruction("stick"))
+        await peer.expect_leave()
+
+    with ScriptedCoordinator(script) as coordinator, process(command(coordinator.address)) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "stuck\n"
+        child.send_signal(number)
+        coordinator.wait()  # it has left, but its handler never returns
+        assert child.poll() is None
+        child.send_signal(number)
+        _, err = child.communicate(timeout=PATIENCE)
+        assert child.returncode != 0
+        assert "stopping once the handler of 'stick' has returned" in err
+
+
+CONSUMER = """
+import sys
+from participant_sdk import client
+from protos import stream_pb2
+
+with client.connection(sys.argv[1]) as (consume, dispatch):
+    dispatch(stream_pb2.ParticipantMessage())
+    try:
+        consume()
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+def test_ctrl_c_interrupts_consume_and_says_goodbye() -> None:
+    waiting = threading.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.receive()
+        waiting.set()
+        await peer.expect_leave()
+
+    with ScriptedCoordinator(script) as coordinator, process(["-c", CONSUMER, coordinator.address]) as child:
+        assert waiting.wait(PATIENCE)
+        # Until it is interrupted it has nothing to do but to consume; a signal that came too early would
+        # have raised in dispatch(), and the goodbye wouldn't change.
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=PATIENCE)
+        assert out == "interrupted\n" or "KeyboardInterrupt" in err
+
+
+DAEMON = """
+import sys, threading
+from participant_sdk import Participant
+
+participant = Participant()
+said = threading.Event()
+participant.on("ping")(lambda instruction: said.set())
+threading.Thread(target=participant.run, args=(sys.argv[1],), daemon=True).start()
+assert said.wait(10)
+"""
+
+
+def test_a_process_can_end_while_a_daemon_thread_runs_a_participant() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(messages.instruction("ping"))
+        with suppress(StopAsyncIteration):
+            while True:  # whether or not it gets as far as to answer
+                await peer.receive()
+
+    with ScriptedCoordinator(script) as coordinator, process(["-c", DAEMON, coordinator.address]) as child:
+        _, err = child.communicate(timeout=PATIENCE)
+        assert child.returncode == 0, err
