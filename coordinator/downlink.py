@@ -71,6 +71,7 @@ class Downlink:
         self.incarnation = incarnation
         self.state = State.AWAITED
         self._epoch = epoch
+        self._handshake = 0
         self._heartbeat = heartbeat
         self._liveness = liveness
         self._grace = grace
@@ -109,13 +110,7 @@ class Downlink:
     def received(self, message: link_pb2.Upward, now: float) -> list[Event]:
         body = message.WhichOneof("body")
         if body == "hello":
-            welcome = link_pb2.Welcome(
-                version=LINK_VERSION, heartbeat_seconds=self._heartbeat, grace_seconds=self._grace
-            )
-            self.state = State.OPEN
-            self._end.out.append([link_pb2.Downward(epoch=self._epoch, welcome=welcome).SerializeToString()])
-            self._end.open(self._heartbeat, now)
-            return [Greeted(message.hello)]
+            return self._greeted(message, now)
         if self.state is not State.OPEN or not self._end.received(message, now):
             return []
         if body == "report":
@@ -132,9 +127,30 @@ class Downlink:
             return []
         silence = self._end.silent_for(now)
         if silence > self._liveness:
+            self.state = State.GONE
             return [Silent(silence)]
         self._end.tick(link_pb2.Heartbeat(), now)
         return []
+
+    def _greeted(self, message: link_pb2.Upward, now: float) -> list[Event]:
+        hello = message.hello
+        if hello.handshake < self._handshake:
+            return []  # overtaken by a later one
+        welcome = link_pb2.Welcome(
+            version=LINK_VERSION,
+            heartbeat_seconds=self._heartbeat,
+            grace_seconds=self._grace,
+            handshake=hello.handshake,
+        )
+        self.out.append([link_pb2.Downward(epoch=self._epoch, welcome=welcome).SerializeToString()])
+        if self.state is State.OPEN and hello.handshake == self._handshake:
+            # The Welcome is late or lost. What was sent after it is kept, and will be asked for again.
+            self._end.received(message, now)
+            return []
+        self.state = State.OPEN
+        self._handshake = hello.handshake
+        self._end.open(self._heartbeat, now)
+        return [Greeted(hello)]
 
     def gone(self) -> None:
         self.state = State.GONE

@@ -7,8 +7,9 @@
         └── Refusal, or silence for the grace period ──► CLOSED
 
 A Hello carries every session there is, so it is also how a new coordinator (or one that lost track) learns
-of them. Until it is welcomed the manager repeats it and keeps its reports. The shell (worker.py) makes the
-Hello, obeys the orders, and exits when told to.
+of them. Until it is welcomed the manager repeats it, word for word, and keeps its reports: whichever of the
+repeats arrives, the coordinator then knows the sessions as of the first, and the reports tell the rest. The
+shell (worker.py) makes the Hello, obeys the orders, and exits when told to.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Greet:
-    """Send a Hello with all sessions; drop reports not yet sent, for the Hello says it all."""
+    """Begin a handshake: call ``hello`` with all sessions, drop reports not yet sent, for it says it all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class Uplink:
         self._grace = grace
         self._greet_at = now
         self._heard_at = now
+        self._handshake = 0
+        self._hello: Frames | None = None
         self.epoch = 0
         self.state = State.GREETING
 
@@ -80,8 +83,11 @@ class Uplink:
         return self._end.out
 
     def hello(self, hello: link_pb2.Hello) -> None:
+        """Sends the Hello that Greet asked for, and again until it is welcomed."""
         hello.version = LINK_VERSION
-        self._end.out.append([link_pb2.Upward(hello=hello).SerializeToString()])
+        hello.handshake = self._handshake
+        self._hello = [link_pb2.Upward(hello=hello).SerializeToString()]
+        self.out.append(self._hello)
 
     def report(self, report: link_pb2.Report, payloads: Sequence[Buffer]) -> None:
         """Sends a report; only while the state is OPEN."""
@@ -102,6 +108,11 @@ class Uplink:
                 return self._close(
                     f"the coordinator speaks link version {welcome.version}, this manager {LINK_VERSION}"
                 )
+            if self.state is State.OPEN and message.epoch != self.epoch:
+                return self._greet(now)
+            if self.state is State.OPEN or welcome.handshake != self._handshake:
+                return []  # to a Hello that has been welcomed before, or is out of date
+            self._hello = None
             self.epoch = message.epoch
             self.state = State.OPEN
             self._grace = welcome.grace_seconds
@@ -109,11 +120,11 @@ class Uplink:
             return [Opened()]
         if body == "refusal":
             return self._close(f"the coordinator refused this manager: {message.refusal.reason}")
-        if body == "identify" or (self.state is State.OPEN and message.epoch != self.epoch):
-            self.state = State.GREETING
-            self._greet_at = now + GREETING_INTERVAL
-            return [Greet()]
-        if self.state is not State.OPEN or not self._end.received(message, now):
+        if self.state is State.GREETING:
+            return []  # the Hello is repeated anyway
+        if body == "identify" or message.epoch != self.epoch:
+            return self._greet(now)
+        if not self._end.received(message, now):
             return []
         if body == "orders":
             return [Obey(message.orders, payloads)]
@@ -129,14 +140,25 @@ class Uplink:
         if self.state is State.GREETING:
             if now < self._greet_at:
                 return []
+            if self._hello is None:
+                return self._greet(now)
             self._greet_at = now + GREETING_INTERVAL
-            return [Greet()]
+            self.out.append(self._hello)
+            return []
         self._end.tick(beat, now)
         return []
 
     def next_tick(self) -> float:
         """When ``tick`` is due next, in monotonic time."""
+        if self.state is State.CLOSED:
+            return float("inf")
         return self._greet_at if self.state is State.GREETING else self._end.beat_at
+
+    def _greet(self, now: float) -> list[Effect]:
+        self.state = State.GREETING
+        self._handshake += 1
+        self._greet_at = now + GREETING_INTERVAL
+        return [Greet()]
 
     def _close(self, reason: str) -> list[Effect]:
         self.state = State.CLOSED

@@ -162,6 +162,7 @@ class Hello(google.protobuf.message.Message):
     PID_FIELD_NUMBER: builtins.int
     ADDRESS_FIELD_NUMBER: builtins.int
     SESSIONS_FIELD_NUMBER: builtins.int
+    HANDSHAKE_FIELD_NUMBER: builtins.int
     version: builtins.int
     """of the link protocol"""
     worker: builtins.int
@@ -169,6 +170,8 @@ class Hello(google.protobuf.message.Message):
     pid: builtins.int
     address: builtins.str
     """host:port where participants reach this worker"""
+    handshake: builtins.int
+    """1, 2, 3 … within one incarnation; the same on a Hello that is repeated"""
     @property
     def sessions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Join]: ...
     def __init__(
@@ -180,8 +183,9 @@ class Hello(google.protobuf.message.Message):
         pid: builtins.int = ...,
         address: builtins.str = ...,
         sessions: collections.abc.Iterable[Global___Join] | None = ...,
+        handshake: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "incarnation", b"incarnation", "pid", b"pid", "sessions", b"sessions", "version", b"version", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "handshake", b"handshake", "incarnation", b"incarnation", "pid", b"pid", "sessions", b"sessions", "version", b"version", "worker", b"worker"]) -> None: ...
 
 Global___Hello: typing_extensions.TypeAlias = Hello
 
@@ -192,19 +196,23 @@ class Welcome(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     HEARTBEAT_SECONDS_FIELD_NUMBER: builtins.int
     GRACE_SECONDS_FIELD_NUMBER: builtins.int
+    HANDSHAKE_FIELD_NUMBER: builtins.int
     version: builtins.int
     heartbeat_seconds: builtins.float
     """how often each side says it is alive"""
     grace_seconds: builtins.float
     """how long a manager outlives a silent coordinator"""
+    handshake: builtins.int
+    """of the Hello that this answers"""
     def __init__(
         self,
         *,
         version: builtins.int = ...,
         heartbeat_seconds: builtins.float = ...,
         grace_seconds: builtins.float = ...,
+        handshake: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["grace_seconds", b"grace_seconds", "heartbeat_seconds", b"heartbeat_seconds", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["grace_seconds", b"grace_seconds", "handshake", b"handshake", "heartbeat_seconds", b"heartbeat_seconds", "version", b"version"]) -> None: ...
 
 Global___Welcome: typing_extensions.TypeAlias = Welcome
 
