@@ -26,6 +26,7 @@ from manager.listen import CAN_SHARE_PORT, Address
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
 from manager.options import AddressType, log_options, option
+from manager.usage import calm_garbage_collection
 from protos import control_pb2
 
 UPDATE_INTERVAL = 0.5
@@ -151,6 +152,7 @@ async def _serve(settings: Settings, live: bool) -> None:
         await asyncio.wait([starting])
         return
     await starting
+    calm_garbage_collection()
     log.info(
         "%d workers are up; participants connect to %s, training scripts to %s",
         settings.workers,

@@ -18,8 +18,8 @@ import grpc.aio
 from coordinator.batches import BatchWriter
 from coordinator.control import CONTROL_OPTIONS, CONTROL_VERSION
 from coordinator.errors import CoordinatorGone
-from manager.backend import Acquired, Answer
-from manager.calls import OutcomeKind
+from manager.backend import Acquired
+from manager.calls import Answer, OutcomeKind
 from manager.errors import Closed, MusterError, NotEnoughParticipants
 from manager.members import Member
 from protos import control_pb2

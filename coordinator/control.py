@@ -11,13 +11,13 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import grpc.aio
 
 from coordinator.batches import BatchWriter
-from manager.calls import Call, OutcomeKind
+from manager.calls import Answer, Call, OutcomeKind
 from manager.errors import AddressInUse, Closed, NotEnoughParticipants
 from manager.listen import Address, reserve
 from manager.members import Member
@@ -121,34 +121,35 @@ class Attachment:
                 f"call {start.id}: {len(start.payloads)} payloads for {len(members)} participants"
             )
 
-        def settled(call: Call, index: int) -> None:
-            answer = bytes(call.answers[index])
-            call.answers[index] = b""
-            outcome = call.outcomes[index] or OutcomeKind.RESULT
-            self._writer.add(
-                "settled",
-                control_pb2.Settled(
-                    call=start.id,
-                    index=index,
-                    outcome=control_pb2.Outcome.ValueType(outcome),
-                    answer=answer,
-                ),
-                size=len(answer) + 16,
-            )
-
-        def finished(_call: Call) -> None:
-            self._calls.pop(start.id, None)
-
-        call = self._dispatcher.start(
+        owner = _CallOwner(start.id, self._calls, self._writer)
+        self._calls[start.id] = self._dispatcher.start(
             members,
-            list(start.payloads),
+            start.payloads,
             start.timeout_seconds if start.HasField("timeout_seconds") else None,
             start.quorum if start.HasField("quorum") else None,
-            on_settled=settled,
-            on_finished=finished,
+            owner,
         )
-        if call.pending:
-            self._calls[start.id] = call
+
+
+class _CallOwner:
+    """Passes the outcomes of one call on to the script that made it."""
+
+    def __init__(self, id: int, calls: dict[int, Call], writer: BatchWriter[control_pb2.ServerBatch]) -> None:
+        self._id = id
+        self._calls = calls
+        self._writer = writer
+
+    def settled(self, call: Call, index: int) -> None:
+        kind, payload = cast(Answer, call.outcomes[index])
+        call.outcomes[index] = (kind, b"")  # it is kept once only
+        answer = bytes(payload)
+        settled = control_pb2.Settled(
+            call=self._id, index=index, outcome=control_pb2.Outcome.ValueType(kind), answer=answer
+        )
+        self._writer.add("settled", settled, size=len(answer) + 16)
+
+    def finished(self, _call: Call) -> None:
+        self._calls.pop(self._id, None)
 
 
 class _Servicer(ControlServicer):

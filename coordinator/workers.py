@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,7 +139,6 @@ class Workers:
         worker.members.clear()
         for member in members:
             self.dispatcher.ended(member)
-        self.dispatcher.settle()
 
     # From the links
 
@@ -196,7 +195,7 @@ class Workers:
         dispatcher, members = self.dispatcher, worker.members
         for join in report.joins:
             self._join(worker, join)
-        answered, get = dispatcher.calls.answered, members.get
+        answered, get = dispatcher.answered, members.get
         for session, tag, answer in zip(report.answer_sessions, report.answer_tags, answers, strict=True):
             member = get(session)
             if member is not None:
@@ -205,7 +204,6 @@ class Workers:
             member = members.pop(session, None)
             if member is not None:
                 dispatcher.ended(member)
-        dispatcher.settle()
 
     def _join(self, worker: Worker, join: link_pb2.Join) -> Member:
         member = Member(
@@ -224,7 +222,6 @@ class Workers:
 
     def _adopt(self, worker: Worker, hello: link_pb2.Hello) -> None:
         """Makes what is known of the worker's sessions agree with what it says it has."""
-        calls = self.dispatcher.calls
         said = {join.session: join for join in hello.sessions}
         for session, member in list(worker.members.items()):
             if session not in said:
@@ -232,8 +229,7 @@ class Workers:
                 self.dispatcher.ended(member)
         for session, join in said.items():
             member = worker.members.get(session) or self._join(worker, join)
-            calls.found(member, join.tag)
-        self.dispatcher.settle()
+            self.dispatcher.found(member, join.tag)
         if not worker.address:
             log.info("worker %d is up at %s (pid %d)", worker.index, hello.address, hello.pid)
         worker.pid, worker.address = hello.pid, hello.address
@@ -251,10 +247,11 @@ class Workers:
 
     # To the links (Transport)
 
-    def instruct(self, member: Member, tag: int, payload: bytes) -> None:
-        self.workers[member.worker].orders.instruct(member.session, tag, payload)
-        if not self._flush_scheduled:
-            self._schedule_flush()
+    def instruct(self, sends: Sequence[tuple[Member, int, bytes]]) -> None:
+        workers = self.workers
+        for member, tag, payload in sends:
+            workers[member.worker].orders.instruct(member.session, tag, payload)
+        self._schedule_flush()
 
     def cancel(self, member: Member, tag: int) -> None:
         self.workers[member.worker].orders.cancel(member.session, tag)

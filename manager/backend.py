@@ -10,11 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from manager.calls import OutcomeKind, Payload
+from manager.calls import Answer
 from manager.members import Member
-
-Answer = tuple[OutcomeKind, Payload]
-"""How a call ended for one participant, and the serialised ParticipantMessage if it answered."""
 
 
 @dataclass(frozen=True, slots=True)

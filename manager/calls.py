@@ -15,14 +15,12 @@ Effects are collected in ``sends``, ``cancels``, ``settled`` and ``finished``, w
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
-from manager.members import InFlight, Member
+from manager.members import Member
 from protos.envelope import Kind
-
-Payload = bytes | memoryview
 
 _FAILURE_TAG = Kind.FAILURE << 3 | 2
 
@@ -37,26 +35,32 @@ class OutcomeKind(IntEnum):
     CANCELLED = 4
 
 
+Payload = bytes | memoryview
+
+Answer = tuple[OutcomeKind, Payload]
+"""How a call ended for one participant, and the serialised ParticipantMessage if it answered."""
+
+_LOST: Answer = (OutcomeKind.LOST, b"")
+
+
 class Call:
     """One instruction, or one each, to some members. Made by ``CallTable.start``.
 
-    ``payloads`` holds one instruction for all, or one for each member. ``outcomes`` and ``answers`` are
-    parallel to ``members``; an answer is there for results and failures. The callbacks are for the caller of
-    the table to use: it finds the call in ``settled`` (only if ``on_settled`` is set) and in ``finished``.
+    ``payloads`` holds one instruction for all, or one for each member. ``outcomes`` is parallel to
+    ``members``, with None for those that have not ended. ``owner`` is whatever the caller of the table hung
+    on it; with ``stream`` each of its outcomes shows up in ``CallTable.settled``.
     """
 
     __slots__ = (
-        "answers",
-        "deadline",
         "id",
         "members",
-        "on_finished",
-        "on_settled",
         "outcomes",
+        "owner",
         "payloads",
         "pending",
         "quorum",
         "results",
+        "stream",
     )
 
     def __init__(
@@ -64,21 +68,18 @@ class Call:
         id: int,
         members: Sequence[Member],
         payloads: Sequence[bytes],
-        deadline: float | None = None,
-        quorum: int | None = None,
-        on_finished: Callable[[Call], None] | None = None,
-        on_settled: Callable[[Call, int], None] | None = None,
+        quorum: int | None,
+        owner: Any,
+        stream: bool,
     ) -> None:
         self.id = id
         self.members = members
         self.payloads = payloads
-        self.deadline = deadline
         self.quorum = quorum
-        self.on_finished = on_finished
-        self.on_settled = on_settled
-        self.outcomes: list[OutcomeKind | None] = [None] * len(members)
-        self.answers: list[Payload] = [b""] * len(members)
+        self.owner = owner
+        self.stream = stream
         self.pending = len(members)
+        self.outcomes: list[Answer | None] = [None] * self.pending
         self.results = 0
 
 
@@ -88,9 +89,10 @@ class CallTable:
     def __init__(self, first_tag: int = 1) -> None:
         self._next_tag = first_tag
         self._next_call = 1
-        self._live: dict[int, Call] = {}
+        self._running = 0
+        self._with_deadline: dict[int, Call] = {}
         self._deadlines: list[tuple[float, int]] = []
-        self.counters: Counter[OutcomeKind] = Counter()
+        self.counters = dict.fromkeys(OutcomeKind, 0)
         self.late = 0
         # Effects:
         self.sends: list[tuple[Member, int, bytes]] = []
@@ -99,7 +101,8 @@ class CallTable:
         self.finished: list[Call] = []
 
     def __len__(self) -> int:
-        return len(self._live)
+        """How many calls run."""
+        return self._running
 
     # Events
 
@@ -110,67 +113,64 @@ class CallTable:
         *,
         deadline: float | None = None,
         quorum: int | None = None,
-        on_finished: Callable[[Call], None] | None = None,
-        on_settled: Callable[[Call, int], None] | None = None,
+        owner: Any = None,
+        stream: bool = False,
     ) -> Call:
         """Sends ``payloads[0]`` to all ``members``, or ``payloads[i]`` to ``members[i]``."""
         if len(payloads) not in (1, len(members)):
             raise ValueError(f"{len(payloads)} instructions for {len(members)} participants")
-        call = Call(self._next_call, members, payloads, deadline, quorum, on_finished, on_settled)
+        call = Call(self._next_call, members, payloads, quorum, owner, stream)
         self._next_call += 1
-        self._live[call.id] = call
+        self._running += 1
         if deadline is not None:
-            self._remember_deadline(deadline, call.id)
+            self._remember_deadline(deadline, call)
         if not members:
             self._finish(call)
         for index, member in enumerate(members):
             if member.gone:
-                self._settle(call, index, OutcomeKind.LOST)
-            elif member.in_flight is None:
-                self._send(member, call, index)
-            else:
+                self._settle(call, index, _LOST)
+            elif member.tag:
                 member.queue.append((call, index))
+            else:
+                self._send(member, call, index)
         return call
 
     def answered(self, member: Member, tag: int, answer: Payload) -> None:
         """The member answered the instruction with this tag."""
-        in_flight = member.in_flight
-        if in_flight is None or in_flight.tag != tag:
+        if member.tag != tag:
             self.late += 1  # to an instruction of an earlier life of this coordinator
             return
-        member.in_flight = None
-        call = in_flight.call
+        call, member.tag, member.call = member.call, 0, None
         if call is None:
             self.late += 1
         elif len(answer) and answer[0] == _FAILURE_TAG:
-            self._settle(call, in_flight.index, OutcomeKind.FAILURE, answer)
+            self._settle(call, member.index, (OutcomeKind.FAILURE, answer))
         else:
-            self._settle(call, in_flight.index, OutcomeKind.RESULT, answer)
-        if member.queue and member.in_flight is None:
+            self._settle(call, member.index, (OutcomeKind.RESULT, answer))
+        if member.queue:
             self._send(member, *member.queue.popleft())
 
     def lost(self, member: Member) -> None:
         """The member's session has ended; ``member.gone`` is set."""
-        in_flight, member.in_flight = member.in_flight, None
         queue = list(member.queue)
         member.queue.clear()
-        if in_flight is not None and in_flight.call is not None:
-            self._settle(in_flight.call, in_flight.index, OutcomeKind.LOST)
+        call, member.tag, member.call = member.call, 0, None
+        if call is not None:
+            self._settle(call, member.index, _LOST)
         for call, index in queue:
-            self._settle(call, index, OutcomeKind.LOST)
+            self._settle(call, index, _LOST)
 
     def found(self, member: Member, tag: int) -> None:
         """The member's worker says that it works on the instruction with this tag (0: on none).
 
         Whatever was sent to it otherwise never arrived, or its answer is lost.
         """
-        in_flight = member.in_flight
-        if (in_flight.tag if in_flight is not None else 0) == tag:
+        if member.tag == tag:
             return
-        member.in_flight = InFlight(tag, None, 0) if tag else None
-        if in_flight is not None and in_flight.call is not None:
-            self._settle(in_flight.call, in_flight.index, OutcomeKind.LOST)
-        if member.queue and member.in_flight is None:
+        call, member.tag, member.call = member.call, tag, None
+        if call is not None:
+            self._settle(call, member.index, _LOST)
+        if member.queue and not tag:
             self._send(member, *member.queue.popleft())
 
     def give_up(self, call: Call, kind: OutcomeKind) -> None:
@@ -179,50 +179,52 @@ class CallTable:
             if outcome is not None:
                 continue
             member = call.members[index]
-            in_flight = member.in_flight
-            if in_flight is not None and in_flight.call is call and in_flight.index == index:
-                in_flight.call = None
+            if member.call is call and member.index == index:
+                member.call = None
                 if member.accepts_cancel:
-                    self.cancels.append((member, in_flight.tag))
-            elif not member.gone and (call, index) in member.queue:
+                    self.cancels.append((member, member.tag))
+            elif (call, index) in member.queue:
                 member.queue.remove((call, index))
-            self._settle(call, index, kind)
+            self._settle(call, index, (kind, b""))
 
     def expire(self, now: float) -> None:
         """Times out the calls whose deadline has come."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, call_id = heapq.heappop(self._deadlines)
-            if call := self._live.get(call_id):
+            if call := self._with_deadline.get(call_id):
                 self.give_up(call, OutcomeKind.TIMED_OUT)
 
     @property
     def next_deadline(self) -> float | None:
-        while self._deadlines and self._deadlines[0][1] not in self._live:
+        while self._deadlines and self._deadlines[0][1] not in self._with_deadline:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
-    def _remember_deadline(self, deadline: float, call_id: int) -> None:
+    def _remember_deadline(self, deadline: float, call: Call) -> None:
+        living = self._with_deadline
+        living[call.id] = call
         # Calls that finish leave their entry behind; don't let those outgrow the living.
-        if len(self._deadlines) > 64 + 2 * len(self._live):
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._live]
+        if len(self._deadlines) > 64 + 2 * len(living):
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in living]
             heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (deadline, call_id))
+        heapq.heappush(self._deadlines, (deadline, call.id))
 
     def _send(self, member: Member, call: Call, index: int) -> None:
-        tag = self._next_tag
-        self._next_tag += 1
-        member.in_flight = InFlight(tag, call, index)
+        tag = member.tag = self._next_tag
+        self._next_tag = tag + 1
+        member.call = call
+        member.index = index
         payloads = call.payloads
         self.sends.append((member, tag, payloads[0] if len(payloads) == 1 else payloads[index]))
 
-    def _settle(self, call: Call, index: int, kind: OutcomeKind, answer: Payload = b"") -> None:
+    def _settle(self, call: Call, index: int, outcome: Answer) -> None:
         if call.outcomes[index] is not None:
             raise AssertionError(f"call {call.id} settled twice for {call.members[index].participant_id}")
-        call.outcomes[index] = kind
-        call.answers[index] = answer
+        call.outcomes[index] = outcome
         call.pending -= 1
+        kind = outcome[0]
         self.counters[kind] += 1
-        if call.on_settled is not None:
+        if call.stream:
             self.settled.append((call, index))
         if call.pending == 0:
             self._finish(call)
@@ -232,5 +234,7 @@ class CallTable:
                 self.give_up(call, OutcomeKind.CANCELLED)
 
     def _finish(self, call: Call) -> None:
-        del self._live[call.id]
+        self._running -= 1
+        if self._with_deadline:
+            self._with_deadline.pop(call.id, None)
         self.finished.append(call)

@@ -2,7 +2,8 @@
 
 It owns the clock and the futures; a ``Transport`` brings instructions to the participants' streams (in this
 process: server.py; in worker processes: coordinator/workers.py) and reports back by ``joined``, ``answered``
-and ``ended``, followed by one ``settle`` per batch. Not thread-safe: everything happens on one event loop.
+and ``ended``. What these lead to is carried out once per turn of the event loop. Not thread-safe: everything
+happens on one event loop.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
-from manager.backend import Acquired, Answer
-from manager.calls import Call, CallTable, OutcomeKind, Payload
+from manager.backend import Acquired
+from manager.calls import Answer, Call, CallTable, OutcomeKind, Payload
 from manager.errors import Closed, NotEnoughParticipants
 from manager.members import Member
 from manager.pool import Pool, Request, Shortage
@@ -26,15 +27,25 @@ log = logging.getLogger("muster.dispatcher")
 
 
 class Transport(Protocol):
-    """Where instructions go. None of these may block or raise."""
+    """Where instructions go. None of these may block or raise, and none calls back at once."""
 
-    def instruct(self, member: Member, tag: int, payload: bytes) -> None: ...
+    def instruct(self, sends: Sequence[tuple[Member, int, bytes]]) -> None:
+        """Sends instructions, each with its tag, to members that are idle."""
+        ...
 
     def cancel(self, member: Member, tag: int) -> None: ...
 
     def end(self, member: Member) -> None:
         """Ends the member's stream: a newer session of the same participant has taken its place."""
         ...
+
+
+class Owner(Protocol):
+    """Who is told how a call goes, one outcome at a time."""
+
+    def settled(self, call: Call, index: int) -> None: ...
+
+    def finished(self, call: Call) -> None: ...
 
 
 class Dispatcher:
@@ -47,6 +58,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
         self._waiters: dict[int, asyncio.Future[Acquired]] = {}
+        self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._all_finished: asyncio.Event | None = None
@@ -69,9 +81,12 @@ class Dispatcher:
             )
             self._transport.end(replaced)
             self.ended(replaced)
+        self._schedule()
 
     def answered(self, member: Member, tag: int, answer: Payload) -> None:
         self.calls.answered(member, tag, answer)
+        if not self._scheduled:
+            self._schedule()
 
     def ended(self, member: Member) -> None:
         if member.gone:
@@ -79,35 +94,51 @@ class Dispatcher:
         self.pool.leave(member)
         self.calls.lost(member)
         self.on_ended(member)
+        self._schedule()
 
-    def settle(self) -> None:
+    def found(self, member: Member, tag: int) -> None:
+        """The member's worker says that it works on the instruction with this tag (0: on none)."""
+        self.calls.found(member, tag)
+        self._schedule()
+
+    # Effects
+
+    def _schedule(self) -> None:
+        """Carries out the effects once in this turn of the loop, however many events there were."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._settle)
+
+    def _settle(self) -> None:
         """Carries out whatever the last events have led to."""
-        calls = self.calls
-        while calls.sends or calls.cancels or calls.settled or calls.finished:
-            if calls.sends:
-                sends, calls.sends = calls.sends, []
-                for member, tag, payload in sends:
-                    self._transport.instruct(member, tag, payload)
-            if calls.cancels:
-                cancels, calls.cancels = calls.cancels, []
-                for member, tag in cancels:
-                    self._transport.cancel(member, tag)
-            if calls.settled:
-                settled, calls.settled = calls.settled, []
-                for call, index in settled:
-                    if call.on_settled is not None:
-                        call.on_settled(call, index)
-            if calls.finished:
-                finished, calls.finished = calls.finished, []
-                for call in finished:
-                    if call.on_finished is not None:
-                        call.on_finished(call)
-        if self._all_finished is not None and not calls:
-            self._all_finished.set()
-        for grant in self.pool.serve():
-            waiter = self._waiters.pop(grant.request.id)
-            if not waiter.done():
-                waiter.set_result(Acquired(grant.request.id, grant.members))
+        self._scheduled = False
+        calls, transport = self.calls, self._transport
+        if calls.sends:
+            sends, calls.sends = calls.sends, []
+            transport.instruct(sends)
+        if calls.cancels:
+            cancels, calls.cancels = calls.cancels, []
+            for member, tag in cancels:
+                transport.cancel(member, tag)
+        if calls.settled:
+            settled, calls.settled = calls.settled, []
+            for call, index in settled:
+                call.owner.settled(call, index)
+        if calls.finished:
+            finished, calls.finished = calls.finished, []
+            for call in finished:
+                owner = call.owner
+                if not isinstance(owner, asyncio.Future):
+                    owner.finished(call)
+                elif not owner.done():
+                    owner.set_result(call)
+            if self._all_finished is not None and not calls:
+                self._all_finished.set()
+        if self.pool.waiting:
+            for grant in self.pool.serve():
+                waiter = self._waiters.pop(grant.request.id)
+                if not waiter.done():
+                    waiter.set_result(Acquired(grant.request.id, grant.members))
 
     # Backend
 
@@ -126,7 +157,7 @@ class Dispatcher:
         waiter: asyncio.Future[Acquired] = self._loop.create_future()
         self._waiters[request.id] = waiter
         self.pool.ask(request)
-        self.settle()
+        self._schedule()
         self._watch(deadline)
         try:
             return await waiter
@@ -134,16 +165,22 @@ class Dispatcher:
             # It may have been granted in the very tick in which the caller gave up.
             self._waiters.pop(request.id, None)
             self.pool.abandon(request.id)
-            self.settle()
+            self._schedule()
             raise
 
     def release(self, acquired_id: int) -> None:
         self.pool.release(acquired_id)
-        self.settle()
+        self._schedule()
 
     async def call_one(self, member: Member, payload: bytes, timeout: float | None) -> Answer:
-        call = await self._call((member,), (payload,), timeout, None)
-        return call.outcomes[0] or OutcomeKind.RESULT, call.answers[0]
+        waiter: asyncio.Future[Call] = self._loop.create_future()
+        call = self.start((member,), (payload,), timeout, None, waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            self.give_up(call, OutcomeKind.CANCELLED)
+            raise
+        return cast(Answer, call.outcomes[0])
 
     async def call(
         self,
@@ -152,28 +189,14 @@ class Dispatcher:
         timeout: float | None,
         quorum: int | None,
     ) -> Sequence[Answer]:
-        call = await self._call(members, payloads, timeout, quorum)
-        return list(zip((kind or OutcomeKind.RESULT for kind in call.outcomes), call.answers, strict=True))
-
-    async def _call(
-        self,
-        members: Sequence[Member],
-        payloads: Sequence[bytes],
-        timeout: float | None,
-        quorum: int | None,
-    ) -> Call:
-        done: asyncio.Future[Call] = self._loop.create_future()
-
-        def finished(call: Call) -> None:
-            if not done.done():
-                done.set_result(call)
-
-        call = self.start(members, payloads, timeout, quorum, on_finished=finished)
+        waiter: asyncio.Future[Call] = self._loop.create_future()
+        call = self.start(members, payloads, timeout, quorum, waiter)
         try:
-            return await done
+            await waiter
         except asyncio.CancelledError:
             self.give_up(call, OutcomeKind.CANCELLED)
             raise
+        return cast(list[Answer], call.outcomes)
 
     def start(
         self,
@@ -181,28 +204,28 @@ class Dispatcher:
         payloads: Sequence[bytes],
         timeout: float | None,
         quorum: int | None,
-        *,
-        on_finished: Callable[[Call], None] | None = None,
-        on_settled: Callable[[Call, int], None] | None = None,
+        owner: Owner | asyncio.Future[Call],
     ) -> Call:
-        """Starts a call without waiting for it."""
+        """Starts a call. A future gets it when it is finished; an Owner is told of every outcome."""
         deadline = None if timeout is None else time.monotonic() + timeout
         call = self.calls.start(
             members,
             payloads,
             deadline=deadline,
             quorum=quorum,
-            on_finished=on_finished,
-            on_settled=on_settled,
+            owner=owner,
+            stream=not isinstance(owner, asyncio.Future),
         )
-        self.settle()
+        if not self._scheduled:
+            self._schedule()
         if deadline is not None:
             self._watch(deadline)
         return call
 
     def give_up(self, call: Call, kind: OutcomeKind) -> None:
+        """Ends a call early; does nothing if it has finished."""
         self.calls.give_up(call, kind)
-        self.settle()
+        self._schedule()
 
     # Time
 
@@ -222,7 +245,7 @@ class Dispatcher:
             waiter = self._waiters.pop(shortage.request.id)
             if not waiter.done():
                 waiter.set_exception(_not_enough(shortage))
-        self.settle()
+        self._schedule()
         self._watch(self.calls.next_deadline)
         self._watch(self.pool.next_deadline)
 
@@ -237,7 +260,7 @@ class Dispatcher:
         """Ends everything that still runs: calls as lost, waiters with Closed."""
         for member in self.pool:
             self.ended(member)
-        self.settle()
+        self._settle()
         for waiter in self._waiters.values():
             if not waiter.done():
                 waiter.set_exception(Closed("closed while waiting for participants"))

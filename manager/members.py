@@ -36,19 +36,12 @@ class Member:
     proxy: Any = None
 
     # The table of calls':
-    in_flight: InFlight | None = None
+    tag: int = 0  # of the instruction that it works on; 0: none
+    call: Call | None = None  # whose instruction that is; None once nobody waits for the answer
+    index: int = 0  # the member's position in that call
     queue: deque[tuple[Call, int]] = field(default_factory=deque)
 
     @property
     def busy(self) -> bool:
         """Whether it works on an instruction, one whose call was given up included."""
-        return self.in_flight is not None
-
-
-@dataclass(slots=True, eq=False)
-class InFlight:
-    """The instruction that a member works on. ``call`` is None once nobody waits for the answer."""
-
-    tag: int
-    call: Call | None
-    index: int
+        return self.tag != 0

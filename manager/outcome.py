@@ -8,8 +8,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from manager.backend import Answer
-from manager.calls import OutcomeKind
+from manager.calls import Answer, OutcomeKind, Payload
 from protos import stream_pb2
 
 P = TypeVar("P")
@@ -59,12 +58,14 @@ def build(proxies: Sequence[P], answers: Sequence[Answer]) -> Outcome[P]:
     """The outcome of a call whose answers are parallel to ``proxies``."""
     outcome: Outcome[P] = Outcome()
     for proxy, (kind, answer) in zip(proxies, answers, strict=True):
-        if kind is OutcomeKind.RESULT or kind is OutcomeKind.FAILURE:
-            message = decode(answer)
-            if message.HasField("failure"):
-                outcome.failures[proxy] = message.failure
-            else:
+        if kind is OutcomeKind.RESULT:
+            message, failure = decode_result(answer)
+            if failure is None:
                 outcome.results[proxy] = message
+            else:
+                outcome.failures[proxy] = failure
+        elif kind is OutcomeKind.FAILURE:
+            outcome.failures[proxy] = decode_failure(answer)
         elif kind is OutcomeKind.LOST:
             outcome.lost.append(proxy)
         elif kind is OutcomeKind.TIMED_OUT:
@@ -74,13 +75,24 @@ def build(proxies: Sequence[P], answers: Sequence[Answer]) -> Outcome[P]:
     return outcome
 
 
-def decode(answer: bytes | memoryview) -> stream_pb2.ParticipantMessage:
-    """The participant's message; a failure in its name if it sent bytes that are none."""
+def decode_result(answer: Payload) -> tuple[stream_pb2.ParticipantMessage, stream_pb2.Failure | None]:
+    """The participant's message, and why it can't be read if it can't."""
     try:
-        return stream_pb2.ParticipantMessage.FromString(answer)  # type: ignore[arg-type] # takes any buffer
+        return _parse(answer), None  # type: ignore[arg-type] # it takes any buffer
     except DecodeError:
-        return stream_pb2.ParticipantMessage(
-            failure=stream_pb2.Failure(
-                text=f"its answer of {len(answer)} bytes is not a valid ParticipantMessage"
-            )
-        )
+        return stream_pb2.ParticipantMessage(), _undecodable(answer)
+
+
+def decode_failure(answer: Payload) -> stream_pb2.Failure:
+    """What the participant says of its failure."""
+    try:
+        return _parse(answer).failure  # type: ignore[arg-type]
+    except DecodeError:
+        return _undecodable(answer)
+
+
+_parse = stream_pb2.ParticipantMessage.FromString
+
+
+def _undecodable(answer: Payload) -> stream_pb2.Failure:
+    return stream_pb2.Failure(text=f"its answer of {len(answer)} bytes is not a valid ParticipantMessage")

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from manager.backend import Answer, Backend
-from manager.calls import OutcomeKind
+from manager.backend import Backend
+from manager.calls import Answer, OutcomeKind
 from manager.errors import CallCancelled, CallTimeout, ParticipantFailed, ParticipantLost
 from manager.loop import LoopThread
 from manager.members import Member
-from manager.outcome import decode
+from manager.outcome import decode_failure, decode_result
 from protos import stream_pb2
 
 
@@ -65,7 +65,7 @@ class AsyncParticipantProxy(_Proxy):
     ) -> stream_pb2.ParticipantMessage:
         """Like ParticipantProxy.run. Cancelling the task gives the call up."""
         answer = await self._backend.call_one(self._member, message.SerializeToString(), timeout)
-        return _result(self.id, answer, timeout)
+        return _result(self, answer, timeout)
 
 
 class ParticipantProxy(_Proxy):
@@ -95,18 +95,20 @@ class ParticipantProxy(_Proxy):
         """
         payload = message.SerializeToString()
         answer = self._loop.run(self._backend.call_one(self._member, payload, timeout))
-        return _result(self.id, answer, timeout)
+        return _result(self, answer, timeout)
 
 
-def _result(participant_id: str, answer: Answer, timeout: float | None) -> stream_pb2.ParticipantMessage:
+def _result(proxy: _Proxy, answer: Answer, timeout: float | None) -> stream_pb2.ParticipantMessage:
     kind, payload = answer
-    if kind is OutcomeKind.RESULT or kind is OutcomeKind.FAILURE:
-        message = decode(payload)
-        if message.HasField("failure"):
-            raise ParticipantFailed(participant_id, message.failure)
-        return message
+    if kind is OutcomeKind.RESULT:
+        message, failure = decode_result(payload)
+        if failure is None:
+            return message
+        raise ParticipantFailed(proxy.id, failure)
+    if kind is OutcomeKind.FAILURE:
+        raise ParticipantFailed(proxy.id, decode_failure(payload))
     if kind is OutcomeKind.LOST:
-        raise ParticipantLost(participant_id)
+        raise ParticipantLost(proxy.id)
     if kind is OutcomeKind.TIMED_OUT:
-        raise CallTimeout(participant_id, timeout)
-    raise CallCancelled(participant_id)
+        raise CallTimeout(proxy.id, timeout)
+    raise CallCancelled(proxy.id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -54,24 +54,22 @@ class _LocalManager:
         )
         self._members[stream.id] = member
         self.dispatcher.joined(member)
-        self.dispatcher.settle()
 
     def answered(self, stream: Stream, answer: bytes) -> None:
         self.dispatcher.answered(self._members[stream.id], stream.tag, answer)
-        self.dispatcher.settle()
 
     def ended(self, stream: Stream, reason: EndReason.ValueType) -> None:
         member = self._members.pop(stream.id, None)
         if member is not None:
             self.dispatcher.ended(member)
-            self.dispatcher.settle()
 
     # Transport
 
-    def instruct(self, member: Member, tag: int, payload: bytes) -> None:
-        stream = self.servicer.streams.get(member.session)
-        if stream is not None:
-            stream.instruct(tag, self.servicer.pieces(payload))
+    def instruct(self, sends: Sequence[tuple[Member, int, bytes]]) -> None:
+        for member, tag, payload in sends:
+            stream = self.servicer.streams.get(member.session)
+            if stream is not None:
+                stream.instruct(tag, self.servicer.pieces(payload))
 
     def cancel(self, member: Member, tag: int) -> None:
         stream = self.servicer.streams.get(member.session)

@@ -24,7 +24,7 @@ from manager.reports import Reports
 from manager.servicer import EndReason, Servicer, Stream, start_server
 from manager.sockets import LinkSocket
 from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
-from manager.usage import resident_bytes
+from manager.usage import calm_garbage_collection, resident_bytes
 from protos import link_pb2, stream_pb2
 from protos.frames import Buffer, MalformedFramesError, unpack
 
@@ -71,6 +71,7 @@ class Worker:
         self._loop.add_signal_handler(signal.SIGTERM, self._drain, settings.orphan_grace)
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # the coordinator decides
         self._connect()
+        calm_garbage_collection()
         beat = self._loop.create_task(self._beat())
         try:
             reason = await self._stopped
