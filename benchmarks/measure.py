@@ -211,6 +211,8 @@ class Window:
     round_trips: int
     seconds: float
     cpu: Mapping[str, float]
+    others: float
+    """How many cores were busy with processes that aren't measured: the noise in the figures."""
 
     @property
     def per_second(self) -> float:
@@ -224,6 +226,7 @@ class Window:
             "round_trips": self.round_trips,
             "seconds": round(self.seconds, 3),
             "round_trips_per_second": round(self.per_second, 1),
+            "others_cores": round(self.others, 2),
             "cpu_seconds_per_1000": {role: round(self.cpu_per_1000(role), 5) for role in self.cpu},
         }
 
@@ -235,22 +238,31 @@ def observe(loadgen: Child, roles: Mapping[str, Sequence[int]], seconds: float) 
     """
     pids = {**roles, "load generator": [loadgen.pid]}
 
-    def sample() -> tuple[float, Report, dict[str, float]]:
+    def sample() -> tuple[float, Report, dict[str, float], float]:
         now = counts(loadgen)
-        return time.perf_counter(), now, {role: cpu_seconds(group) for role, group in pids.items()}
+        cpu = {role: cpu_seconds(group) for role, group in pids.items()}
+        return time.perf_counter(), now, cpu, _busy_seconds()
 
-    began, before, cpu_before = sample()
+    began, before, cpu_before, busy_before = sample()
     time.sleep(seconds)
-    ended, after, cpu_after = sample()
+    ended, after, cpu_after, busy_after = sample()
     if after["lost"]:
         raise MeasurementError(f"participants were lost: {after['ends']}")
     if after["sent"] == before["sent"]:
         raise MeasurementError(f"not one round trip in {seconds:g} s")
+    cpu = {role: cpu_after[role] - cpu_before[role] for role in pids}
     return Window(
         round_trips=after["sent"] - before["sent"],
         seconds=ended - began,
-        cpu={role: cpu_after[role] - cpu_before[role] for role in pids},
+        cpu=cpu,
+        others=max(0.0, busy_after - busy_before - sum(cpu.values())) / (ended - began),
     )
+
+
+def _busy_seconds() -> float:
+    """CPU seconds that all cores have been busy so far, or were taken away from this machine."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 
 
 def build_loadgen() -> Path:
