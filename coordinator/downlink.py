@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from manager.linkend import Frames, LinkEnd
+from manager.liveness import Liveness
 from manager.uplink import LINK_VERSION
 from protos import link_pb2
 from protos.frames import Buffer
@@ -73,7 +74,7 @@ class Downlink:
         self._epoch = epoch
         self._handshake = 0
         self._heartbeat = heartbeat
-        self._liveness = liveness
+        self._liveness = Liveness(liveness, 0.0)
         self._grace = grace
         self._end: LinkEnd[link_pb2.Downward, link_pb2.Upward] = LinkEnd(
             functools.partial(link_pb2.Downward, epoch=epoch)
@@ -84,7 +85,8 @@ class Downlink:
         return self._end.out
 
     def silent_for(self, now: float) -> float:
-        return self._end.silent_for(now)
+        """Seconds since the worker was last heard."""
+        return self._liveness.silence(now)
 
     def orders(self, orders: link_pb2.Orders, payloads: Sequence[Buffer]) -> None:
         if self.state is State.OPEN:
@@ -108,6 +110,7 @@ class Downlink:
         return None
 
     def received(self, message: link_pb2.Upward, now: float) -> list[Event]:
+        self._liveness.heard(now)
         body = message.WhichOneof("body")
         if body == "hello":
             return self._greeted(message, now)
@@ -118,6 +121,7 @@ class Downlink:
         if body == "heartbeat":
             return [Beat(message.heartbeat)]
         if body == "goodbye":
+            self._end.acknowledge()  # it waits for this before it exits
             self.state = State.GONE
             return [Departed(message.goodbye.reason)]
         return []
@@ -125,10 +129,9 @@ class Downlink:
     def tick(self, now: float) -> list[Event]:
         if self.state is not State.OPEN:
             return []
-        silence = self._end.silent_for(now)
-        if silence > self._liveness:
+        if self._liveness.dead(now):
             self.state = State.GONE
-            return [Silent(silence)]
+            return [Silent(self._liveness.silence(now))]
         self._end.tick(link_pb2.Heartbeat(), now)
         return []
 

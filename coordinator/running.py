@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -73,7 +74,7 @@ class RunningCoordinator:
                 listen = settings.listen
             self.listen = str(listen)
             self._run_dir = _make_run_dir(settings.run_dir)
-            epoch = int(time.time()) & 0x7FFFFFFF  # differs between two lives; nothing is timed by it
+            epoch = secrets.randbits(31)  # tells this life of the coordinator from any other
             workers = self._workers = Workers(settings, self._run_dir, epoch)
             supervisor = self._supervisor = Supervisor(settings, listen, workers.endpoint, workers)
             workers.on_booted, workers.on_silent = supervisor.booted, supervisor.kill

@@ -27,7 +27,7 @@ from manager.listen import Address
 from manager.members import Member
 from manager.sockets import LinkSocket
 from protos import link_pb2
-from protos.frames import Buffer, MalformedFramesError, unpack
+from protos.frames import Buffer, MalformedFramesError, check_report, unpack
 
 log = logging.getLogger("muster.coordinator")
 
@@ -147,6 +147,7 @@ class Workers:
         try:
             message = link_pb2.Upward.FromString(bytes(frames[1]) if len(frames) > 1 else b"\xff")
             answers = unpack(frames[2:], message.report.answer_sizes)
+            check_report(message.report)
         except (DecodeError, MalformedFramesError) as error:
             log.warning("ignored a message on the link that can't be read: %s", error)
             return
@@ -171,6 +172,7 @@ class Workers:
             refusal = link_pb2.Refusal(reason=reason or "")
             self._answer(identity, link_pb2.Downward(epoch=self._epoch, refusal=refusal))
             return None
+        self._by_identity.pop(worker.identity, None)
         worker.identity = identity
         self._by_identity[identity] = worker
         return worker

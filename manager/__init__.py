@@ -11,6 +11,7 @@ pool.py ★         who gets which participants, and when
 calls.py ★        how each call ends for each of its participants
 session.py ★      what each message means in the life of one stream
 sequence.py ★     what of a link has to be sent again
+liveness.py ★     whether the other side of a link lives
 linkend.py ★      how one end of a link loses nothing
 uplink.py ★       the manager's side of the link
 **for callers**
@@ -22,7 +23,9 @@ backend.py        what these need of whoever holds the participants
 errors.py         what can be caught
 **doing**
 dispatcher.py     carries out what pool and calls decide
-servicer.py       the gRPC end of the participants' streams
+servicer.py       reads the participants' streams
+stream.py         writes to one of them
+endpoint.py       the gRPC server around them
 server.py         the single-process server
 worker.py         the worker process
 reports.py        what a worker tells the coordinator, batched

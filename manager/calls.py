@@ -15,6 +15,7 @@ Effects are collected in ``sends``, ``cancels``, ``settled`` and ``finished``, w
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
@@ -119,6 +120,8 @@ class CallTable:
         """Sends ``payloads[0]`` to all ``members``, or ``payloads[i]`` to ``members[i]``."""
         if len(payloads) not in (1, len(members)):
             raise ValueError(f"{len(payloads)} instructions for {len(members)} participants")
+        if deadline is not None and math.isnan(deadline):
+            raise ValueError("the deadline of a call is not a number")  # it would block all others'
         call = Call(self._next_call, members, payloads, quorum, owner, stream)
         self._next_call += 1
         self._running += 1
@@ -226,12 +229,12 @@ class CallTable:
         self.counters[kind] += 1
         if call.stream:
             self.settled.append((call, index))
+        if kind is OutcomeKind.RESULT:
+            call.results += 1
         if call.pending == 0:
             self._finish(call)
-        elif kind is OutcomeKind.RESULT:
-            call.results += 1
-            if call.quorum is not None and call.results >= call.quorum:
-                self.give_up(call, OutcomeKind.CANCELLED)
+        elif kind is OutcomeKind.RESULT and call.quorum is not None and call.results >= call.quorum:
+            self.give_up(call, OutcomeKind.CANCELLED)
 
     def _finish(self, call: Call) -> None:
         self._running -= 1

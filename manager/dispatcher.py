@@ -9,7 +9,6 @@ happens on one event loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import random
@@ -61,7 +60,6 @@ class Dispatcher:
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
-        self._all_finished: asyncio.Event | None = None
         self.on_ended: Callable[[Member], None] = lambda member: None
 
     # Reports of the transport
@@ -132,8 +130,6 @@ class Dispatcher:
                     owner.finished(call)
                 elif not owner.done():
                     owner.set_result(call)
-            if self._all_finished is not None and not calls:
-                self._all_finished.set()
         if self.pool.waiting:
             for grant in self.pool.serve():
                 waiter = self._waiters.pop(grant.request.id)
@@ -248,13 +244,6 @@ class Dispatcher:
         self._schedule()
         self._watch(self.calls.next_deadline)
         self._watch(self.pool.next_deadline)
-
-    async def finish_calls(self, grace: float) -> None:
-        """Waits until no call runs, for at most ``grace`` seconds."""
-        if grace > 0 and self.calls:
-            self._all_finished = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_finished.wait(), grace)
 
     def close(self) -> None:
         """Ends everything that still runs: calls as lost, waiters with Closed."""

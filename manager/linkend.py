@@ -1,4 +1,4 @@
-"""Decides what one end of a link does to lose nothing, and whether the other end lives. Sans-IO.
+"""Decides what one end of a link does to lose nothing. Sans-IO.
 
 Both ends use it: the manager with Upward messages out and Downward in (uplink.py), the coordinator the other
 way round (coordinator/workers.py). The handshake is theirs; this begins when it is done. Messages to be sent
@@ -31,7 +31,6 @@ class LinkEnd(Generic[Out, In]):
         self._interval = float("inf")
         self._beat_at = float("inf")
         self._asked_until = 0.0
-        self._heard_at = 0.0
         self.out: list[Frames] = []
 
     def open(self, interval: float, now: float) -> None:
@@ -39,16 +38,12 @@ class LinkEnd(Generic[Out, In]):
         self._sequence = Sequence()
         self._interval = interval
         self._beat_at = now
-        self._heard_at = now
         self._asked_until = now
 
     @property
     def unacknowledged(self) -> int:
         """Messages sent that the other end has not acknowledged yet."""
         return self._sequence.unacknowledged
-
-    def silent_for(self, now: float) -> float:
-        return now - self._heard_at
 
     def send(self, payloads: Seq[Buffer] = (), **body: object) -> None:
         """Numbers a message with this body and sends it with its payload frames, again if need be."""
@@ -64,7 +59,6 @@ class LinkEnd(Generic[Out, In]):
 
         Heartbeats and requests for a repeat are dealt with here.
         """
-        self._heard_at = now
         sequence = self._sequence
         sequence.acknowledged(message.acknowledged)
         if message.sequence:
@@ -72,7 +66,7 @@ class LinkEnd(Generic[Out, In]):
             if verdict is Verdict.GAP:
                 self._ask_again(now)
             if sequence.acknowledgement_due:
-                self._transmit(self._make())
+                self.acknowledge()
             return verdict is Verdict.NEW
         body = message.WhichOneof("body")
         if body == "resend":
@@ -87,7 +81,7 @@ class LinkEnd(Generic[Out, In]):
             return
         self._beat_at = now + self._interval
         beat.sent = self._sequence.sent
-        self._transmit(self._make(heartbeat=beat))
+        self._transmit(heartbeat=beat)
 
     @property
     def beat_at(self) -> float:
@@ -98,9 +92,14 @@ class LinkEnd(Generic[Out, In]):
         if now < self._asked_until:
             return
         self._asked_until = now + self._interval / 2
-        self._transmit(self._make(resend=link_pb2.Resend(first=self._sequence.received + 1)))
+        self._transmit(resend=link_pb2.Resend(first=self._sequence.received + 1))
 
-    def _transmit(self, message: Out) -> None:
+    def acknowledge(self) -> None:
+        """Acknowledges what has been received, without waiting for an occasion."""
+        self._transmit()
+
+    def _transmit(self, **body: object) -> None:
         """Sends a message that need not be repeated if it is lost."""
+        message = self._make(**body)
         message.acknowledged = self._sequence.acknowledge()
         self.out.append([message.SerializeToString()])

@@ -14,6 +14,7 @@ watches the clock and talks to the workers.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -111,6 +112,8 @@ class Pool:
     def ask(self, request: Request) -> None:
         if request.id in self._waiting or request.id in self._leases:
             raise ValueError(f"request {request.id} exists already")
+        if request.deadline is not None and math.isnan(request.deadline):
+            raise ValueError(f"the deadline of request {request.id} is not a number")
         self._waiting[request.id] = request
 
     def abandon(self, request_id: int) -> None:

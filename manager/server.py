@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
-import grpc
-
 from manager.backend import Backend
 from manager.dispatcher import Dispatcher
+from manager.endpoint import Endpoint
 from manager.listen import CAN_SHARE_PORT, Address, reserve
 from manager.loop import LoopThread
 from manager.members import Member
 from manager.participants import Participants
 from manager.proxy import Handle, ParticipantProxy
-from manager.servicer import EndReason, Servicer, Stream, start_server
+from manager.servicer import ANONYMOUS, Servicer
+from manager.stream import REPLACED, EndReason, Stream
 from protos import stream_pb2
 
 B = TypeVar("B", bound=ParticipantProxy)
@@ -35,6 +35,7 @@ class _LocalManager:
 
     def __init__(self) -> None:
         self.servicer = Servicer(self)
+        self.endpoint = Endpoint(self.servicer)
         self.dispatcher = Dispatcher(self)
         self._members: dict[int, Member] = {}
 
@@ -44,7 +45,7 @@ class _LocalManager:
         key = self.dispatcher.new_key()
         member = Member(
             key=key,
-            participant_id=hello.participant_id or f"anonymous-{key}",
+            participant_id=hello.participant_id or f"{ANONYMOUS}{key}",
             attributes=dict(hello.attributes),
             worker=0,
             session=stream.id,
@@ -79,7 +80,7 @@ class _LocalManager:
     def end(self, member: Member) -> None:
         stream = self.servicer.streams.get(member.session)
         if stream is not None:
-            stream.end_replaced()
+            stream.end(REPLACED)
 
 
 class ParticipantManager(Participants[B]):
@@ -105,12 +106,9 @@ class ParticipantManager(Participants[B]):
 class Server:
     """The running gRPC server of a single process. Stop it, or use it as a context manager."""
 
-    def __init__(
-        self, loop: LoopThread, manager: _LocalManager, server: grpc.aio.Server, address: str
-    ) -> None:
+    def __init__(self, loop: LoopThread, manager: _LocalManager, address: str) -> None:
         self._loop = loop
         self._manager = manager
-        self._server = server
         self._stopped = threading.Event()
         self.address = address
         """``host:port`` where participants connect."""
@@ -130,9 +128,8 @@ class Server:
         self._loop.close()
 
     async def _stop(self, grace: float) -> None:
-        await self._manager.dispatcher.finish_calls(grace)
+        await self._manager.endpoint.drain(grace)
         self._manager.dispatcher.close()
-        await self._server.stop(0)
 
     def wait_for_termination(self, timeout: float | None = None) -> bool:
         """Blocks until ``stop`` is called; returns False if ``timeout`` seconds pass first."""
@@ -173,19 +170,17 @@ def create_participant_manager(
     try:
         loop = LoopThread("muster-manager")
         try:
-            manager, server, port = loop.run(_start(reservation.address))
+            manager, served = loop.run(_start(reservation.address))
         except BaseException:
             loop.close()
             raise
     finally:
         reservation.close()
-    served = str(Address(address.host, port))
     participants = ParticipantManager(participant_proxy_factory, manager.dispatcher, loop)
-    return Server(loop, manager, server, served), participants
+    return Server(loop, manager, str(served)), participants
 
 
-async def _start(address: Address) -> tuple[_LocalManager, grpc.aio.Server, int]:
+async def _start(address: Address) -> tuple[_LocalManager, Address]:
     manager = _LocalManager()
     # Shared with the reservation alone, which is let go as soon as this server listens.
-    server, port = await start_server(manager.servicer, address, share_port=CAN_SHARE_PORT)
-    return manager, server, port
+    return manager, await manager.endpoint.start(address, share_port=CAN_SHARE_PORT)

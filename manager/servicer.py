@@ -1,8 +1,8 @@
-"""The gRPC end of the participants' streams: a thin shell around session.py.
+"""Reads the participants' streams: a thin gRPC shell around session.py, one coroutine per participant.
 
-One coroutine per participant reads; instructions are written by a short-lived task. Messages pass through as
-opaque bytes: only the first message (a hello) is parsed, and chunks. What happens is told to a ``Sink``: in
-a worker the link to the coordinator (worker.py), in a single process the dispatcher (server.py).
+Messages pass through as opaque bytes: only the first message (a hello) is parsed, and chunks. What happens is
+told to a ``Sink``: in a worker the link to the coordinator (worker.py), in a single process the dispatcher
+(server.py).
 """
 
 from __future__ import annotations
@@ -10,135 +10,37 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from manager.listen import Address
 from manager.session import Action, BreachError, Session, State
-from protos import link_pb2, stream_pb2
-from protos.envelope import (
-    CHUNK_SIZE,
-    MAX_FRAME_SIZE,
-    Assembler,
-    Kind,
-    MalformedMessageError,
-    kind_of,
-    split,
-)
+from manager.stream import EndReason, Stream, Verdict
+from protos import stream_pb2
+from protos.envelope import CHUNK_SIZE, Assembler, Kind, MalformedMessageError, kind_of, split
 
 log = logging.getLogger("muster.servicer")
 
 SERVICE = "muster.stream.v1.ParticipantManager"
 
-EndReason = link_pb2.EndReason
-
-_CANCEL = stream_pb2.ServerMessage(cancel=stream_pb2.Cancel()).SerializeToString()
+ANONYMOUS = "anonymous-"
+"""How the ids begin that managers make up. No participant may give itself such a one."""
 
 
 class Sink(Protocol):
-    """Who is told of what participants do. None of these may block or raise."""
+    """Who is told of what participants do. None of these may block or raise.
+
+    ``ended`` follows ``joined`` exactly once; ``answered`` only comes between the two.
+    """
 
     def joined(self, stream: Stream, hello: stream_pb2.Hello) -> None: ...
 
     def answered(self, stream: Stream, answer: bytes) -> None: ...
 
     def ended(self, stream: Stream, reason: EndReason.ValueType) -> None: ...
-
-
-class Stream:
-    """One participant's stream as the rest of the manager sees it."""
-
-    __slots__ = (
-        "_context",
-        "_outbox",
-        "_task",
-        "_verdict",
-        "_writer",
-        "hello",
-        "id",
-        "peer",
-        "session",
-        "tag",
-    )
-
-    def __init__(self, id: int, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        self.id = id
-        self.session = Session()
-        self.hello: stream_pb2.Hello | None = None
-        self.peer = context.peer()
-        self.tag = 0  # of the instruction in flight
-        self._context = context
-        self._task = asyncio.current_task()
-        self._outbox: deque[bytes] = deque()
-        self._writer: asyncio.Task[None] | None = None
-        self._verdict: tuple[EndReason.ValueType, grpc.StatusCode, str] | None = None
-
-    @property
-    def busy(self) -> bool:
-        return self.session.state is State.BUSY
-
-    def instruct(self, tag: int, pieces: list[bytes]) -> bool:
-        """Sends an instruction (whole, or in chunks). False if the participant isn't idle."""
-        if not self.session.instructed():
-            return False
-        self.tag = tag
-        self._write(pieces)
-        return True
-
-    def cancel(self, tag: int) -> None:
-        """Asks the participant to stop, if it still works on the instruction with this tag."""
-        if self.busy and self.tag == tag and self.hello is not None and self.hello.accepts_cancel:
-            self._write([_CANCEL])
-
-    def reconnect(self, delay: float) -> None:
-        """Tells an idle participant to come back after ``delay`` seconds. Its session is over."""
-        self.session.ended()
-        message = stream_pb2.ServerMessage(reconnect=stream_pb2.Reconnect(delay_seconds=delay))
-        self._write([message.SerializeToString()])
-
-    def end(self, reason: EndReason.ValueType, code: grpc.StatusCode, text: str) -> None:
-        """Ends the stream from this side with a gRPC status."""
-        if self._verdict is None and self._task is not None and self.session.state is not State.ENDED:
-            self._verdict = (reason, code, text)
-            self._task.cancel()
-
-    def end_replaced(self) -> None:
-        """Ends the stream because the same participant has connected again."""
-        self.end(
-            EndReason.REPLACED,
-            grpc.StatusCode.ALREADY_EXISTS,
-            "a newer connection with the same participant id has taken the place of this one",
-        )
-
-    def _write(self, pieces: list[bytes]) -> None:
-        self._outbox.extend(pieces)
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._drain())
-
-    async def _drain(self) -> None:
-        try:
-            while self._outbox:
-                await self._context.write(self._outbox.popleft())
-        except (grpc.aio.AioRpcError, grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError):
-            self._outbox.clear()  # the stream is over; its reader sees that too
-        finally:
-            self._writer = None
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.cancel()
-
-
-@dataclass(slots=True)
-class Counters:
-    streams: int = 0  # open, whether or not they have said anything
-    violations: int = 0
 
 
 class Servicer:
@@ -148,8 +50,17 @@ class Servicer:
         self._sink = sink
         self._ids = itertools.count(1)
         self._last: tuple[bytes, list[bytes]] = (b"", [b""])
-        self.streams: dict[int, Stream] = {}  # those that have said their first message
-        self.counters = Counters()
+        self._open: set[Stream] = set()  # all streams, also those that have said nothing yet
+        self.streams: dict[int, Stream] = {}  # those of pooled participants
+        self.violations = 0
+        self.draining = False
+        self.drained = asyncio.Event()  # draining, and nobody is pooled any more
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        # Identity serialisers: bytes in, bytes out.
+        return grpc.method_handlers_generic_handler(
+            SERVICE, {"Connect": grpc.stream_stream_rpc_method_handler(self.connect)}
+        )
 
     def pieces(self, payload: bytes) -> list[bytes]:
         """What to write for this instruction; splits the same payload once, not per participant."""
@@ -159,43 +70,39 @@ class Servicer:
             self._last = (payload, split(payload, stream_pb2.ServerMessage))
         return self._last[1]
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        # Identity serialisers: bytes in, bytes out.
-        return grpc.method_handlers_generic_handler(
-            SERVICE, {"Connect": grpc.stream_stream_rpc_method_handler(self.connect)}
-        )
+    def drain(self) -> None:
+        """Tells participants to reconnect: those at work once they have answered, all others now."""
+        self.draining = True
+        for stream in list(self._open):
+            if not stream.busy:
+                self._move(stream)
+        self._check_drained()
 
     async def connect(
         self, _requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> None:
         """The life of one stream."""
         stream = Stream(next(self._ids), context)
-        reason = EndReason.LOST
-        self.counters.streams += 1
-        status: tuple[grpc.StatusCode, str] | None = None
+        self._open.add(stream)
+        reason, verdict = EndReason.LOST, None
         try:
             if await self._converse(stream, context):
                 reason = EndReason.LEFT
         except BreachError as breach:
-            reason, status = EndReason.VIOLATION, (grpc.StatusCode.FAILED_PRECONDITION, str(breach))
+            verdict = (EndReason.VIOLATION, grpc.StatusCode.FAILED_PRECONDITION, str(breach))
         except MalformedMessageError as malformed:
-            reason, status = EndReason.VIOLATION, (grpc.StatusCode.INVALID_ARGUMENT, str(malformed))
+            verdict = (EndReason.VIOLATION, grpc.StatusCode.INVALID_ARGUMENT, str(malformed))
         except asyncio.CancelledError:
-            if stream._verdict is None:
+            verdict = stream.verdict
+            if verdict is None:
                 raise
-            reason, *status = stream._verdict  # type: ignore[assignment]
         finally:
-            self.counters.streams -= 1
             stream.close()
-            self.streams.pop(stream.id, None)
-            if stream.session.ended():
-                self._sink.ended(stream, reason)
-        if status is not None:
-            code, text = status
-            if reason == EndReason.VIOLATION:
-                self.counters.violations += 1
-                log.warning("ended the stream of %s: %s", _name(stream), text)
-            await context.abort(code, text)
+            self._open.discard(stream)
+            stream.session.ended()
+            self._out(stream, verdict[0] if verdict is not None else reason)
+        if verdict is not None:
+            await self._abort(stream, context, verdict)
 
     async def _converse(self, stream: Stream, context: grpc.aio.ServicerContext[bytes, bytes]) -> bool:
         """Reads until the end; returns whether the participant took its leave."""
@@ -208,10 +115,8 @@ class Servicer:
                 return left
             kind = kind_of(data)
             if kind is Kind.CHUNK:
-                if session.state is not State.BUSY:
-                    raise BreachError("unexpected chunk: only an answer may be so large")
                 assembler = assembler or Assembler()
-                whole = assembler.add(_parse(data).chunk)
+                whole = _add(data, assembler, session)
                 if whole is None:
                     continue
                 data, assembler = whole, None
@@ -220,17 +125,67 @@ class Servicer:
                 raise BreachError(
                     f"unexpected {kind.name.lower()} message: a chunked message isn't whole yet"
                 )
+            # A hello that can't be read must not be pooled first.
+            hello = _hello(data) if session.state is State.NEW else None
             action = session.received(kind)
             if action is Action.ANSWER:
                 sink.answered(stream, data)
-            elif action is Action.JOIN:
-                stream.hello = _parse(data).hello
-                self.streams[stream.id] = stream
-                sink.joined(stream, stream.hello)
-            else:
+                if self.draining:
+                    self._move(stream)
+            elif action is Action.LEAVE:
                 left = True
-                if self.streams.pop(stream.id, None) is not None:
-                    sink.ended(stream, EndReason.LEFT)
+                self._out(stream, EndReason.LEFT)
+            elif hello is not None:
+                self._join(stream, hello)
+
+    def _join(self, stream: Stream, hello: stream_pb2.Hello) -> None:
+        stream.hello = hello
+        if self.draining:
+            stream.reconnect()
+        else:
+            self.streams[stream.id] = stream
+            self._sink.joined(stream, hello)
+
+    def _move(self, stream: Stream) -> None:
+        """Tells a participant that isn't at work to come back in a moment, to whoever listens then."""
+        stream.reconnect()
+        self._out(stream, EndReason.MOVED)
+
+    def _out(self, stream: Stream, reason: EndReason.ValueType) -> None:
+        """The participant, if it was pooled, isn't any more."""
+        if self.streams.pop(stream.id, None) is not None:
+            self._sink.ended(stream, reason)
+            self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self.draining and not self.streams:
+            self.drained.set()
+
+    async def _abort(
+        self, stream: Stream, context: grpc.aio.ServicerContext[bytes, bytes], verdict: Verdict
+    ) -> None:
+        reason, code, text = verdict
+        if reason == EndReason.VIOLATION:
+            self.violations += 1
+            log.warning("ended the stream of %s: %s", stream, text)
+        await context.abort(code, text)
+
+
+def _add(data: bytes, assembler: Assembler, session: Session) -> bytes | None:
+    """Adds a chunk; returns the whole message if it was the last."""
+    if session.state is not State.BUSY:
+        raise BreachError("unexpected chunk: only an answer may be so large")
+    whole = assembler.add(_parse(data).chunk)
+    if whole is not None and kind_of(whole) not in (Kind.RESULT, Kind.FAILURE):
+        raise MalformedMessageError("only a result or a failure may come in chunks")
+    return whole
+
+
+def _hello(data: bytes) -> stream_pb2.Hello:
+    hello = _parse(data).hello
+    if hello.participant_id.startswith(ANONYMOUS):
+        raise MalformedMessageError(f"participant ids that begin with {ANONYMOUS!r} are made up by managers")
+    return hello
 
 
 def _parse(data: bytes) -> stream_pb2.ParticipantMessage:
@@ -238,41 +193,3 @@ def _parse(data: bytes) -> stream_pb2.ParticipantMessage:
         return stream_pb2.ParticipantMessage.FromString(data)
     except DecodeError:
         raise MalformedMessageError(f"a message of {len(data)} bytes that is no ParticipantMessage") from None
-
-
-def _name(stream: Stream) -> str:
-    if stream.hello is not None and stream.hello.participant_id:
-        return f"participant {stream.hello.participant_id} ({stream.peer})"
-    return f"a participant at {stream.peer}"
-
-
-SERVER_OPTIONS: Mapping[str, int] = {
-    # One connection's share of a storm must not make gRPC drop streams: its defaults (1,000 and 3,000
-    # pending requests) end the rest with CANCELLED.
-    "grpc.server.max_pending_requests": 1_000_000,
-    "grpc.server.max_pending_requests_hard_limit": 1_000_000,
-    # A peer that is gone without a FIN is found in 10 + 5 seconds; ping_timeout is what makes it so.
-    "grpc.keepalive_time_ms": 10_000,
-    "grpc.keepalive_timeout_ms": 5_000,
-    "grpc.http2.ping_timeout_ms": 5_000,
-    "grpc.keepalive_permit_without_calls": 1,
-    "grpc.http2.max_pings_without_data": 0,
-    # Clients may ping as often, and somewhat jittered.
-    "grpc.http2.min_ping_interval_without_data_ms": 5_000,
-    "grpc.max_receive_message_length": MAX_FRAME_SIZE,
-}
-
-
-async def start_server(
-    servicer: Servicer, address: Address, *, share_port: bool
-) -> tuple[grpc.aio.Server, int]:
-    """Serves on the address. Returns the server and its port; raises OSError if it can't be bound."""
-    options = [*SERVER_OPTIONS.items(), ("grpc.so_reuseport", int(share_port))]
-    server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers((servicer.handler(),))
-    try:
-        port = server.add_insecure_port(str(address))
-    except RuntimeError as error:
-        raise OSError(f"can't listen on {address}") from error
-    await server.start()
-    return server, port

@@ -102,5 +102,10 @@ class LinkSocket:
                 frames = receive(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
-            self._on_message([frame.bytes if len(frame) < OWN_FRAME else frame.buffer for frame in frames])
+            try:
+                self._on_message(
+                    [frame.bytes if len(frame) < OWN_FRAME else frame.buffer for frame in frames]
+                )
+            except Exception:
+                log.exception("a message on the link could not be handled")
         self._check()

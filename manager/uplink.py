@@ -19,13 +19,16 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from manager.linkend import Frames, LinkEnd
+from manager.liveness import Liveness
 from protos import link_pb2
 from protos.frames import Buffer
 
 LINK_VERSION = 1
 
+FIRST_GREETING_INTERVAL = 0.05
 GREETING_INTERVAL = 1.0
-"""Seconds between two Hellos that nobody answers."""
+"""Seconds between two Hellos that nobody answers: doubled from the first to the last. The very first one is
+often lost, because the connection doesn't exist yet."""
 
 
 class State(Enum):
@@ -70,9 +73,9 @@ class Uplink:
 
     def __init__(self, *, grace: float, now: float) -> None:
         self._end: LinkEnd[link_pb2.Upward, link_pb2.Downward] = LinkEnd(link_pb2.Upward)
-        self._grace = grace
+        self._coordinator = Liveness(grace, now)
         self._greet_at = now
-        self._heard_at = now
+        self._greet_interval = FIRST_GREETING_INTERVAL
         self._handshake = 0
         self._hello: Frames | None = None
         self.epoch = 0
@@ -93,6 +96,11 @@ class Uplink:
         """Sends a report; only while the state is OPEN."""
         self._end.send(payloads, report=report)
 
+    @property
+    def unacknowledged(self) -> int:
+        """Reports that the coordinator may not have yet."""
+        return self._end.unacknowledged
+
     def goodbye(self, reason: str) -> None:
         if self.state is State.OPEN:
             self._end.send(goodbye=link_pb2.Goodbye(reason=reason))
@@ -100,7 +108,7 @@ class Uplink:
     def received(self, message: link_pb2.Downward, payloads: Sequence[Buffer], now: float) -> list[Effect]:
         if self.state is State.CLOSED:
             return []
-        self._heard_at = now
+        self._coordinator.heard(now)
         body = message.WhichOneof("body")
         if body == "welcome":
             welcome = message.welcome
@@ -115,7 +123,7 @@ class Uplink:
             self._hello = None
             self.epoch = message.epoch
             self.state = State.OPEN
-            self._grace = welcome.grace_seconds
+            self._coordinator.limit = welcome.grace_seconds
             self._end.open(welcome.heartbeat_seconds, now)
             return [Opened()]
         if body == "refusal":
@@ -135,14 +143,15 @@ class Uplink:
     def tick(self, beat: link_pb2.Heartbeat, now: float) -> list[Effect]:
         if self.state is State.CLOSED:
             return []
-        if now - self._heard_at > self._grace:
-            return self._close(f"no word from the coordinator for {self._grace:g} s")
+        if self._coordinator.dead(now):
+            return self._close(f"no word from the coordinator for {self._coordinator.silence(now):.1f} s")
         if self.state is State.GREETING:
             if now < self._greet_at:
                 return []
             if self._hello is None:
                 return self._greet(now)
-            self._greet_at = now + GREETING_INTERVAL
+            self._greet_interval = min(GREETING_INTERVAL, 2 * self._greet_interval)
+            self._greet_at = now + self._greet_interval
             self.out.append(self._hello)
             return []
         self._end.tick(beat, now)
@@ -157,7 +166,8 @@ class Uplink:
     def _greet(self, now: float) -> list[Effect]:
         self.state = State.GREETING
         self._handshake += 1
-        self._greet_at = now + GREETING_INTERVAL
+        self._greet_interval = FIRST_GREETING_INTERVAL
+        self._greet_at = now + self._greet_interval
         return [Greet()]
 
     def _close(self, reason: str) -> list[Effect]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import signal
 import time
 from collections.abc import Sequence
@@ -18,17 +17,22 @@ from dataclasses import dataclass
 import zmq
 from google.protobuf.message import DecodeError
 
+from manager.endpoint import Endpoint
 from manager.errors import StartError
 from manager.listen import Address
 from manager.reports import Reports
-from manager.servicer import EndReason, Servicer, Stream, start_server
+from manager.servicer import ANONYMOUS, Servicer
 from manager.sockets import LinkSocket
+from manager.stream import OUT_OF_STEP, REPLACED, EndReason, Stream
 from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
 from manager.usage import calm_garbage_collection, resident_bytes
 from protos import link_pb2, stream_pb2
-from protos.frames import Buffer, MalformedFramesError, unpack
+from protos.frames import Buffer, MalformedFramesError, check_orders, unpack
 
 log = logging.getLogger("muster.worker")
+
+GOODBYE_TIMEOUT = 1.0
+"""Seconds that the coordinator gets to acknowledge the last reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +53,13 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._servicer = Servicer(self)
+        self._endpoint = Endpoint(self._servicer)
         self._reports = Reports()
         self._uplink = Uplink(grace=settings.orphan_grace, now=time.monotonic())
         self._socket = LinkSocket(zmq.DEALER, self._on_message)
         self._loop = asyncio.get_running_loop()
         self._flush_scheduled = False
-        self._draining: asyncio.Task[None] | None = None
-        self._all_moved = asyncio.Event()
+        self._finishing: asyncio.Task[None] | None = None
         self._stopped: asyncio.Future[str | None] = self._loop.create_future()
         self._address = settings.listen
 
@@ -63,25 +67,19 @@ class Worker:
         """Serves until drained (returns None) or the link is of no use any more (returns why)."""
         settings = self._settings
         try:
-            server, port = await start_server(self._servicer, settings.listen, share_port=settings.share_port)
+            self._address = await self._endpoint.start(settings.listen, share_port=settings.share_port)
         except OSError as error:
+            self._socket.close()
             raise StartError(str(error)) from None
-        self._server = server
-        self._address = Address(settings.listen.host, port)
-        self._loop.add_signal_handler(signal.SIGTERM, self._drain, settings.orphan_grace)
+        self._loop.add_signal_handler(signal.SIGTERM, self._finish, settings.orphan_grace, None)
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # the coordinator decides
         self._connect()
         calm_garbage_collection()
         beat = self._loop.create_task(self._beat())
         try:
-            reason = await self._stopped
-            if self._draining is None:
-                await server.stop(0)
-            return reason
+            return await self._stopped
         finally:
             beat.cancel()
-            if self._draining is not None:
-                self._draining.cancel()
             self._socket.flush(1.0)
             self._socket.close()
 
@@ -98,27 +96,21 @@ class Worker:
     # From participants
 
     def joined(self, stream: Stream, hello: stream_pb2.Hello) -> None:
-        if self._draining is not None:
-            self._move(stream)
-            return
         self._reports.joined(self._join(stream, hello))
         self._schedule_flush()
 
     def answered(self, stream: Stream, answer: bytes) -> None:
         self._reports.answered(stream.id, stream.tag, answer)
-        self._schedule_flush()
-        if self._draining is not None:
-            self._move(stream)
+        if not self._flush_scheduled:
+            self._schedule_flush()
 
     def ended(self, stream: Stream, reason: EndReason.ValueType) -> None:
         self._reports.ended(stream.id, reason)
         self._schedule_flush()
-        if self._draining is not None and not self._servicer.streams:
-            self._all_moved.set()
 
     def _join(self, stream: Stream, hello: stream_pb2.Hello) -> link_pb2.Join:
         settings = self._settings
-        anonymous = f"anonymous-{settings.index}.{settings.incarnation}.{stream.id}"
+        anonymous = f"{ANONYMOUS}{settings.index}.{settings.incarnation}.{stream.id}"
         return link_pb2.Join(
             session=stream.id,
             participant_id=hello.participant_id or anonymous,
@@ -155,7 +147,7 @@ class Worker:
                 cpu_seconds=time.process_time(),
                 rss_bytes=resident_bytes(),
                 sessions=len(self._servicer.streams),
-                violations=self._servicer.counters.violations,
+                violations=self._servicer.violations,
             )
             self._carry_out(self._uplink.tick(beat, time.monotonic()))
 
@@ -165,6 +157,7 @@ class Worker:
         try:
             message = link_pb2.Downward.FromString(bytes(frames[0]))
             payloads = unpack(frames[1:], message.orders.payload_sizes)
+            check_orders(message.orders)
         except (DecodeError, MalformedFramesError) as error:
             log.warning("ignored a message on the link that can't be read: %s", error)
             return
@@ -181,10 +174,9 @@ class Worker:
                 case Opened():
                     self._schedule_flush()
                 case Drain():
-                    self._drain(effect.grace)
+                    self._finish(effect.grace, None)
                 case Exit():
-                    if not self._stopped.done():
-                        self._stopped.set_result(effect.reason)
+                    self._finish(0.0, effect.reason)  # nobody waits for answers any more
         self._transmit()
 
     def _hello(self) -> link_pb2.Hello:
@@ -208,43 +200,31 @@ class Worker:
         ):
             stream = streams.get(session)  # one that has ended is being reported as such
             if stream is not None and not stream.instruct(tag, pieces[index]):
-                log.error("was told to instruct session %d, which is busy", session)
+                log.error("was told to instruct %s, which is busy", stream)
+                stream.end(OUT_OF_STEP)  # so that the call ends, too
         for session, tag in zip(orders.cancel_sessions, orders.cancel_tags, strict=True):
             if (stream := streams.get(session)) is not None:
                 stream.cancel(tag)
         for session in orders.end_sessions:
             if (stream := streams.get(session)) is not None:
-                stream.end_replaced()
+                stream.end(REPLACED)
 
     # The end
 
-    def _drain(self, grace: float) -> None:
-        if self._draining is None:
-            self._draining = self._loop.create_task(self._finish(grace))
+    def _finish(self, grace: float, reason: str | None) -> None:
+        if self._finishing is None:
+            self._finishing = self._loop.create_task(self._drain(grace, reason))
 
-    async def _finish(self, grace: float) -> None:
-        """Sends idle participants elsewhere, waits for the answers of the busy ones, says goodbye."""
-        stopping = asyncio.ensure_future(self._server.stop(grace))  # takes no new streams from here on
-        for stream in list(self._servicer.streams.values()):
-            if not stream.busy:
-                self._move(stream)
-        if self._servicer.streams:
-            await asyncio.wait(
-                [stopping, asyncio.ensure_future(self._all_moved.wait())], return_when=asyncio.FIRST_COMPLETED
-            )
-        # Those told to reconnect close their streams themselves; don't wait long for one that doesn't.
-        await self._server.stop(min(grace, 1.0))
+    async def _drain(self, grace: float, reason: str | None) -> None:
+        """Lets participants finish and sends them elsewhere, tells the coordinator, and ends the worker."""
+        await self._endpoint.drain(grace)
         self._flush()
         self._uplink.goodbye("drained")
         self._transmit()
-        if not self._stopped.done():
-            self._stopped.set_result(None)
-
-    def _move(self, stream: Stream) -> None:
-        """Tells an idle participant to come back in a moment, to whoever listens then."""
-        self._servicer.streams.pop(stream.id, None)
-        stream.reconnect(delay=random.uniform(0.5, 2.0))  # noqa: S311 - spreads the load
-        self.ended(stream, EndReason.MOVED)
+        deadline = time.monotonic() + GOODBYE_TIMEOUT
+        while self._uplink.unacknowledged and time.monotonic() < deadline:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(0.01)
+        self._stopped.set_result(reason)
 
 
 def pin(cpu: int) -> None:

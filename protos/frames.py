@@ -8,8 +8,10 @@ ZeroMQ costs per frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Final
+
+from protos import link_pb2
 
 OWN_FRAME: Final = 64 * 1024
 """Payloads of at least this many bytes travel in frames of their own."""
@@ -59,3 +61,22 @@ def unpack(frames: Sequence[Buffer], sizes: Sequence[int]) -> list[Buffer]:
     if offset != len(packed) or own != len(frames):
         raise MalformedFramesError("the payload frames hold more or less than the header lists")
     return payloads
+
+
+def check_orders(orders: link_pb2.Orders) -> None:
+    """Raises MalformedFramesError if parallel lists differ in length or name payloads that don't exist."""
+    _check_parallel(orders.instruct_sessions, orders.instruct_tags, orders.instruct_payloads)
+    _check_parallel(orders.cancel_sessions, orders.cancel_tags)
+    if orders.instruct_payloads and max(orders.instruct_payloads) >= len(orders.payload_sizes):
+        raise MalformedFramesError("an instruction names a payload that isn't there")
+
+
+def check_report(report: link_pb2.Report) -> None:
+    """Raises MalformedFramesError if parallel lists differ in length."""
+    _check_parallel(report.answer_sessions, report.answer_tags, report.answer_sizes)
+    _check_parallel(report.end_sessions, report.end_reasons)
+
+
+def _check_parallel(*lists: Sized) -> None:
+    if len({len(items) for items in lists}) > 1:
+        raise MalformedFramesError("parallel lists of different lengths")

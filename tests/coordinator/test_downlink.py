@@ -200,15 +200,30 @@ def test_payloads_travel_behind_the_header() -> None:
 # Silence
 
 
+def watch(downlink: Downlink, start: float, end: float) -> list[Event]:
+    """Ticks as the shell does, every tenth of a second."""
+    ticks = round((end - start) * 10)
+    return [event for n in range(ticks + 1) for event in downlink.tick(start + n * (end - start) / ticks)]
+
+
 def test_a_worker_is_silent_only_after_the_liveness_time() -> None:
     downlink = opened(now=10.0)
-    assert downlink.tick(10.0 + LIVENESS) == []
+    assert watch(downlink, 10.0, 10.0 + LIVENESS) == []
     assert downlink.silent_for(10.0 + LIVENESS) == LIVENESS
     assert downlink.tick(10.5 + LIVENESS) == [Silent(LIVENESS + 0.5)]
 
 
+def test_a_coordinator_that_was_stopped_itself_does_not_take_its_workers_for_dead() -> None:
+    downlink = opened()
+    assert downlink.tick(LIVENESS + 100) == []
+    assert downlink.state is State.OPEN
+    assert watch(downlink, LIVENESS + 100, 2 * LIVENESS + 99.9) == []
+    assert watch(downlink, 2 * LIVENESS + 100, 2 * LIVENESS + 101) != []
+
+
 def test_silence_is_told_once_and_is_final() -> None:
     downlink = opened()
+    assert watch(downlink, 0.0, LIVENESS) == []
     assert downlink.tick(LIVENESS + 1) == [Silent(LIVENESS + 1)]
     assert downlink.state is State.GONE
     assert downlink.tick(LIVENESS + 2) == []

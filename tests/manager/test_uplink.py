@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from manager.uplink import (
+    FIRST_GREETING_INTERVAL,
     GREETING_INTERVAL,
     LINK_VERSION,
     Drain,
@@ -58,6 +59,14 @@ def opened(now: float = 0.0) -> Uplink:
 # Greeting
 
 
+def watch(uplink: Uplink, start: float, end: float) -> list[Effect]:
+    """Ticks as the shell does, every tenth of a second."""
+    ticks = round((end - start) * 10)
+    return [
+        effect for n in range(ticks + 1) for effect in uplink.tick(BEAT, start + n * (end - start) / ticks)
+    ]
+
+
 def test_it_greets_at_once() -> None:
     uplink = greeting()
     (message,) = sent(uplink)
@@ -68,10 +77,10 @@ def test_it_greets_at_once() -> None:
 def test_it_repeats_its_hello_word_for_word_until_it_is_welcomed() -> None:
     uplink = greeting()
     first = uplink.out.pop()
-    assert uplink.next_tick() == GREETING_INTERVAL
-    assert uplink.tick(BEAT, GREETING_INTERVAL - 0.01) == []
+    assert uplink.next_tick() == FIRST_GREETING_INTERVAL
+    assert uplink.tick(BEAT, FIRST_GREETING_INTERVAL - 0.01) == []
     assert uplink.out == []
-    assert uplink.tick(BEAT, GREETING_INTERVAL) == []
+    assert uplink.tick(BEAT, FIRST_GREETING_INTERVAL) == []
     assert uplink.out == [first]
     uplink.out.clear()
     receive(uplink, down(welcome=make_welcome()), 1.5)
@@ -87,8 +96,8 @@ def test_a_welcome_opens_the_link_with_its_terms() -> None:
     assert uplink.next_tick() == 0.2
     uplink.tick(BEAT, 0.2)
     assert uplink.next_tick() == 0.7
-    assert uplink.tick(BEAT, 10.2) == []
-    assert uplink.tick(BEAT, 10.3) == [Exit("no word from the coordinator for 10 s")]
+    assert watch(uplink, 0.2, 10.2) == []
+    assert uplink.tick(BEAT, 10.3) == [Exit("no word from the coordinator for 10.1 s")]
 
 
 def test_the_second_welcome_of_a_repeated_hello_changes_nothing() -> None:
@@ -130,8 +139,24 @@ def test_a_refusal_says_why() -> None:
 
 def test_unanswered_hellos_end_after_the_grace_period() -> None:
     uplink = greeting()
-    assert uplink.tick(BEAT, 30.0) == []
-    assert uplink.tick(BEAT, 30.1) == [Exit("no word from the coordinator for 30 s")]
+    assert watch(uplink, 0.0, 30.0) == []
+    assert uplink.tick(BEAT, 30.1) == [Exit("no word from the coordinator for 30.1 s")]
+
+
+def test_hellos_come_ever_less_often() -> None:
+    uplink = greeting()
+    waits = []
+    for _ in range(8):
+        before = uplink.next_tick()
+        uplink.tick(BEAT, before)
+        waits.append(round(uplink.next_tick() - before, 6))
+    assert waits == [0.1, 0.2, 0.4, 0.8, GREETING_INTERVAL, GREETING_INTERVAL, GREETING_INTERVAL, 1.0]
+
+
+def test_a_manager_that_was_stopped_itself_gives_the_coordinator_another_grace_period() -> None:
+    uplink = opened()
+    assert uplink.tick(BEAT, 500.0) == []
+    assert uplink.state is State.OPEN
 
 
 # Open
@@ -245,6 +270,6 @@ def test_a_closed_link_stays_closed() -> None:
 def test_a_closed_link_wants_no_more_ticks() -> None:
     # A time in the past would make the shell's timer spin until the process has stopped.
     uplink = opened()
-    uplink.tick(BEAT, 1_000.0)
+    watch(uplink, 0.0, 100.0)
     assert uplink.state is State.CLOSED
     assert uplink.next_tick() == float("inf")

@@ -1,0 +1,66 @@
+"""The gRPC server that participants connect to: its options, and how it starts and drains.
+
+Decides gRPC's settings; each has its reason beside it. What is said on the streams is servicer.py's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import grpc.aio
+
+from manager.listen import Address
+from manager.servicer import Servicer
+from protos.envelope import MAX_FRAME_SIZE
+
+SERVER_OPTIONS: Mapping[str, int] = {
+    # A storm of connections must not make gRPC drop streams: over its defaults (1,000 and 3,000 pending
+    # requests) it ends them with CANCELLED.
+    "grpc.server.max_pending_requests": 1_000_000,
+    "grpc.server.max_pending_requests_hard_limit": 1_000_000,
+    # A peer that is gone without a FIN is found in 10 + 5 seconds; ping_timeout is what makes it so.
+    "grpc.keepalive_time_ms": 10_000,
+    "grpc.keepalive_timeout_ms": 5_000,
+    "grpc.http2.ping_timeout_ms": 5_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.http2.max_pings_without_data": 0,
+    # Participants may ping twice as often as they are told to: clocks and timers differ.
+    "grpc.http2.min_ping_interval_without_data_ms": 5_000,
+    "grpc.max_receive_message_length": MAX_FRAME_SIZE,
+}
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds that participants who have been told to reconnect get to close their streams."""
+
+
+class Endpoint:
+    """Serves one servicer at one address."""
+
+    def __init__(self, servicer: Servicer) -> None:
+        self._servicer = servicer
+
+    async def start(self, address: Address, *, share_port: bool) -> Address:
+        """Begins to serve; returns the address with its port. Raises OSError if it can't be bound."""
+        options = [*SERVER_OPTIONS.items(), ("grpc.so_reuseport", int(share_port))]
+        self._server = grpc.aio.server(options=options)
+        self._server.add_generic_rpc_handlers((self._servicer.handler(),))
+        try:
+            port = self._server.add_insecure_port(str(address))
+        except RuntimeError as error:
+            raise OSError(f"can't listen on {address}") from error
+        await self._server.start()
+        return Address(address.host, port)
+
+    async def drain(self, grace: float) -> None:
+        """Takes no new streams, sends participants elsewhere, and ends.
+
+        Those at work get ``grace`` seconds to answer first.
+        """
+        stopping = asyncio.ensure_future(self._server.stop(grace + CLOSE_TIMEOUT))  # refuses new ones at once
+        self._servicer.drain()
+        drained = asyncio.ensure_future(self._servicer.drained.wait())
+        await asyncio.wait([stopping, drained], timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+        await self._server.stop(CLOSE_TIMEOUT)
+        await stopping

@@ -1,0 +1,125 @@
+"""One participant's stream as the rest of the manager sees it: what can be written to it.
+
+A write is carried out by a short-lived task, one at a time and in order; reading is servicer.py's business,
+and what may be said when is session.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+
+import grpc
+import grpc.aio
+
+from manager.session import Session, State
+from protos import link_pb2, stream_pb2
+
+EndReason = link_pb2.EndReason
+
+Verdict = tuple[EndReason.ValueType, grpc.StatusCode, str]
+"""How this side ends a stream: the reason, and the gRPC status that the participant sees."""
+
+RECONNECT_SECONDS = (0.5, 2.0)
+"""A participant that is told to reconnect comes back after a random time in this range."""
+
+_CANCEL = stream_pb2.ServerMessage(cancel=stream_pb2.Cancel()).SerializeToString()
+
+
+class Stream:
+    """Made by the coroutine that serves the stream."""
+
+    __slots__ = (
+        "_context",
+        "_outbox",
+        "_task",
+        "_writer",
+        "hello",
+        "id",
+        "peer",
+        "session",
+        "tag",
+        "verdict",
+    )
+
+    def __init__(self, id: int, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        self.id = id
+        self.session = Session()
+        self.hello: stream_pb2.Hello | None = None
+        self.peer = context.peer()
+        self.tag = 0  # of the instruction in flight
+        self.verdict: Verdict | None = None
+        self._context = context
+        self._task = asyncio.current_task()
+        self._outbox: deque[bytes] = deque()
+        self._writer: asyncio.Task[None] | None = None
+
+    def __str__(self) -> str:
+        if self.hello is not None and self.hello.participant_id:
+            return f"participant {self.hello.participant_id} ({self.peer})"
+        return f"a participant at {self.peer}"
+
+    @property
+    def busy(self) -> bool:
+        return self.session.state is State.BUSY
+
+    def instruct(self, tag: int, pieces: list[bytes]) -> bool:
+        """Sends an instruction (whole, or in chunks). False if the participant isn't idle."""
+        if not self.session.instructed():
+            return False
+        self.tag = tag
+        self._write(pieces)
+        return True
+
+    def cancel(self, tag: int) -> None:
+        """Asks the participant to stop, if it still works on the instruction with this tag."""
+        if self.busy and self.tag == tag and self.hello is not None and self.hello.accepts_cancel:
+            self._write([_CANCEL])
+
+    def reconnect(self) -> bool:
+        """Tells the participant to come back in a moment. Returns whether it was pooled until now."""
+        pooled = self.session.ended()
+        delay = random.uniform(*RECONNECT_SECONDS)  # noqa: S311 - spreads the load
+        message = stream_pb2.ServerMessage(reconnect=stream_pb2.Reconnect(delay_seconds=delay))
+        self._write([message.SerializeToString()])
+        return pooled
+
+    def end(self, verdict: Verdict) -> None:
+        """Ends the stream from this side."""
+        if self.verdict is None and self._task is not None and self.session.state is not State.ENDED:
+            self.verdict = verdict
+            self._task.cancel()
+
+    def close(self) -> None:
+        """The stream is over: nothing more is written."""
+        self._outbox.clear()
+        if self._writer is not None:
+            self._writer.cancel()
+
+    def _write(self, pieces: list[bytes]) -> None:
+        self._outbox.extend(pieces)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            while self._outbox:
+                await self._context.write(self._outbox.popleft())
+        except (grpc.aio.AioRpcError, grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError):
+            self._outbox.clear()  # the stream is over; its reader sees that too
+        finally:
+            self._writer = None
+
+
+REPLACED: Verdict = (
+    EndReason.REPLACED,
+    grpc.StatusCode.ALREADY_EXISTS,
+    "a newer connection with the same participant id has taken the place of this one",
+)
+
+OUT_OF_STEP: Verdict = (
+    EndReason.LOST,
+    grpc.StatusCode.ABORTED,
+    "the manager and the coordinator disagree on what this participant works on; connect again",
+)
