@@ -67,9 +67,11 @@ def wait_for(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop)
     loop.call_soon_threadsafe(start)
     try:
         while True:
-            concurrent.futures.wait([outcome], _TICK)
-            if outcome.done():
-                return outcome.result()
+            try:
+                return outcome.result(_TICK)
+            except TimeoutError:
+                if outcome.done():  # just now, or the error is the coroutine's own
+                    return outcome.result()
     except BaseException:
         if not outcome.done():
             loop.call_soon_threadsafe(lambda: tasks[0].cancel())

@@ -10,11 +10,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import grpc
 import grpc.aio
 
+from participant_sdk.base import BaseParticipant
 from protos import messages, stream_pb2
 from protos.envelope import Assembler, split
 
@@ -23,6 +24,16 @@ PATIENCE = 10.0
 """Seconds after which a test gives up waiting for something that should have happened at once."""
 
 Script = Callable[["Peer"], Awaitable[None]]
+
+Make: TypeAlias = Callable[..., BaseParticipant]
+"""Participant or aio.Participant."""
+
+CANCEL = stream_pb2.ServerMessage(cancel=stream_pb2.Cancel())
+
+
+def reconnect(delay: float, address: str = "") -> stream_pb2.ServerMessage:
+    message = stream_pb2.Reconnect(delay_seconds=delay, address=address)
+    return stream_pb2.ServerMessage(reconnect=message)
 
 
 class Peer:
@@ -156,6 +167,39 @@ class ScriptedCoordinator:
             self._remaining -= 1
             if not self._remaining:
                 self._all_done.set()
+
+
+class Runs(Protocol):
+    """Runs a participant to its end."""
+
+    def __call__(self, participant: Any, address: str, **options: Any) -> None: ...
+
+
+class Running:
+    """Runs a participant in a thread of the test's; leaving the block stops it."""
+
+    def __init__(self, run: Runs, participant: BaseParticipant, address: str) -> None:
+        self.participant = participant
+        self.error: BaseException | None = None
+
+        def target() -> None:
+            try:
+                run(participant, address)
+            except BaseException as error:
+                self.error = error
+
+        self.thread = threading.Thread(target=target)
+
+    def __enter__(self) -> Running:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.participant.stop()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        if self.error is not None:
+            raise self.error
 
 
 async def forever(peer: Peer) -> None:
