@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from coordinator.client import Link
 from coordinator.running import RunningCoordinator
@@ -12,11 +12,9 @@ from manager.backend import Backend
 from manager.cohort import AsyncCohort as Cohort
 from manager.listen import Address
 from manager.participants import AsyncParticipants
+from manager.proxy import A, Handle
 from manager.proxy import AsyncParticipantProxy as ParticipantProxy
-from manager.proxy import Handle
 from protos import control_pb2
-
-A = TypeVar("A", bound=ParticipantProxy)
 
 
 def make_settings(**options: Any) -> Settings:

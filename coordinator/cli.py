@@ -158,6 +158,7 @@ async def _serve(settings: Settings, live: bool) -> None:
         settings.workers,
         ", ".join(coordinator.addresses),
         coordinator.control,
+        extra={"workers": settings.workers, "listen": coordinator.listen, "control": coordinator.control},
     )
     if not settings.share_port:
         log.info("workers don't share a port here; spread participants over the addresses yourself")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from coordinator.aio import make_settings
 from coordinator.client import Link
@@ -13,10 +13,8 @@ from manager.backend import Backend
 from manager.listen import Address
 from manager.loop import LoopThread
 from manager.participants import Participants
-from manager.proxy import Handle, ParticipantProxy
+from manager.proxy import B, Handle
 from protos import control_pb2
-
-B = TypeVar("B", bound=ParticipantProxy)
 
 
 class Coordinator(Participants[B]):

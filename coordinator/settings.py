@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from manager.listen import CAN_SHARE_PORT, Address
+from manager.logs import LOG_FORMATS, LOG_LEVELS
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEFAULT_CONTROL = "127.0.0.1:50050"
@@ -39,6 +40,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if self.log_level not in LOG_LEVELS:
+            raise ValueError(f"log_level must be one of {', '.join(LOG_LEVELS)}, not {self.log_level!r}")
+        if self.log_format not in LOG_FORMATS:
+            raise ValueError(f"log_format must be one of {', '.join(LOG_FORMATS)}, not {self.log_format!r}")
         if self.link != "ipc":
             if not self.link.startswith("tcp://"):
                 raise ValueError(f"link must be ipc or tcp://host:port, not {self.link!r}")

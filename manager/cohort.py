@@ -10,12 +10,10 @@ from typing import Any, Generic, Self, TypeVar, overload
 from manager.backend import Backend
 from manager.loop import LoopThread
 from manager.outcome import Outcome, build
-from manager.proxy import AsyncParticipantProxy, ParticipantProxy, _Proxy
+from manager.proxy import A, B, _Proxy
 from protos import stream_pb2
 
 P = TypeVar("P", bound=_Proxy)
-A = TypeVar("A", bound=AsyncParticipantProxy)
-B = TypeVar("B", bound=ParticipantProxy)
 
 Message = stream_pb2.ServerMessage
 

@@ -14,6 +14,9 @@ import structlog
 
 LogFormat = Literal["console", "json"]
 
+LOG_LEVELS = ["debug", "info", "warning", "error", "critical"]
+LOG_FORMATS = ["console", "json"]
+
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to whatever sys.stderr is at the time: a live display may have put itself before it."""
@@ -33,12 +36,12 @@ def configure(level: str, log_format: LogFormat, **fields: object) -> None:
 
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
-        structlog.stdlib.ExtraAdder(),
         add_fields,
     ]
     final: list[structlog.typing.Processor]
     if log_format == "json":
         shared += [
+            structlog.stdlib.ExtraAdder(),  # what people read in the sentence, programs get by name
             structlog.stdlib.add_logger_name,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

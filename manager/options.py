@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from manager.listen import Address
+from manager.logs import LOG_FORMATS, LOG_LEVELS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,8 +42,8 @@ class AddressType(click.ParamType[Address]):
 
 def log_options(command: F) -> F:
     """--log-level and --log-format."""
-    levels = click.Choice(["debug", "info", "warning", "error"])
-    formats = click.Choice(["console", "json"])
+    levels = click.Choice(LOG_LEVELS)
+    formats = click.Choice(LOG_FORMATS)
     command = option("--log-format", type=formats, default="console", help="Lines for people, or JSON.")(
         command
     )

@@ -10,16 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, cast
 
 from manager.backend import Acquired, Backend
 from manager.cohort import AsyncCohort, Cohort
 from manager.loop import LoopThread
 from manager.members import Member
-from manager.proxy import AsyncParticipantProxy, Handle, ParticipantProxy
-
-A = TypeVar("A", bound=AsyncParticipantProxy)
-B = TypeVar("B", bound=ParticipantProxy)
+from manager.proxy import A, AsyncParticipantProxy, B, Handle, ParticipantProxy
 
 
 class AsyncParticipants(Generic[A]):

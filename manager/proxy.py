@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from typing_extensions import TypeVar
+
 from manager.backend import Backend
 from manager.calls import Answer, OutcomeKind
 from manager.errors import CallCancelled, CallTimeout, ParticipantFailed, ParticipantLost
@@ -96,6 +98,11 @@ class ParticipantProxy(_Proxy):
         payload = message.SerializeToString()
         answer = self._loop.run(self._backend.call_one(self._member, payload, timeout))
         return _result(self, answer, timeout)
+
+
+A = TypeVar("A", bound=AsyncParticipantProxy, default=AsyncParticipantProxy)
+B = TypeVar("B", bound=ParticipantProxy, default=ParticipantProxy)
+"""The user's subclass, in asyncio (A) and blocking (B). Without a factory it is the class itself."""
 
 
 def _result(proxy: _Proxy, answer: Answer, timeout: float | None) -> stream_pb2.ParticipantMessage:

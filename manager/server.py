@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from manager.backend import Backend
 from manager.dispatcher import Dispatcher
@@ -20,12 +20,10 @@ from manager.listen import CAN_SHARE_PORT, Address, reserve
 from manager.loop import LoopThread
 from manager.members import Member
 from manager.participants import Participants
-from manager.proxy import Handle, ParticipantProxy
+from manager.proxy import B, Handle
 from manager.servicer import ANONYMOUS, Servicer
 from manager.stream import REPLACED, EndReason, Stream
 from protos import stream_pb2
-
-B = TypeVar("B", bound=ParticipantProxy)
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 

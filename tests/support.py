@@ -27,7 +27,7 @@ PATIENCE = 20.0
 """Seconds that a test waits for what should happen at once; long, for machines under load."""
 
 
-def eventually(condition: Callable[[], T], timeout: float = PATIENCE, what: str = "") -> T:
+def eventually(condition: Callable[[], T | None], timeout: float = PATIENCE, what: str = "") -> T:
     """Waits until the condition holds and returns its value; fails with the last value if it never does."""
     deadline = time.monotonic() + timeout
     while True:

@@ -1,0 +1,133 @@
+"""Runs the command lines as real processes, and ends them whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support import PATIENCE, eventually
+
+BIN = Path(sys.executable).parent
+
+
+class Process:
+    """A command that runs, its output going to a file."""
+
+    def __init__(self, arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
+        self._log = log
+        with log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def send(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self) -> int:
+        try:
+            return self.popen.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running; it says:\n{self.output}") from None
+
+    def end(self) -> None:
+        """Kills it and all that it started; for cleaning up."""
+        if self.popen.poll() is None:
+            for child in self.children():
+                child.kill()
+            self.popen.kill()
+        self.popen.wait()
+
+
+class RunningCoordinator(Process):
+    """A ``coordinator start`` on free ports; ``listen`` and ``control`` are its addresses."""
+
+    def __init__(self, log: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+        arguments = [
+            str(BIN / "coordinator"),
+            "start",
+            "--listen=127.0.0.1:0",
+            "--control=127.0.0.1:0",
+            "--log-format=json",
+            *options,
+        ]
+        super().__init__(arguments, log, environment)
+        ready = eventually(self._ready, what=f"{' '.join(arguments)} to start")
+        self.listen: str = ready["listen"]
+        self.control: str = ready["control"]
+
+    def records(self) -> list[dict[str, Any]]:
+        """What it has logged."""
+        return [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
+            command("coordinator", "status", "--json", f"--control={self.control}")
+        )
+        return found
+
+    def _ready(self) -> dict[str, Any] | None:
+        if self.popen.poll() is not None:
+            raise AssertionError(f"it ended with {self.popen.returncode}:\n{self.output}")
+        return next((record for record in self.records() if "control" in record), None)
+
+
+@contextmanager
+def start_coordinator(
+    log: Path, *options: str, environment: dict[str, str] | None = None
+) -> Iterator[RunningCoordinator]:
+    """Ends it with SIGTERM at the end of the block if it still runs; it must then leave nothing behind."""
+    coordinator = RunningCoordinator(log, *options, environment=environment)
+    workers: list[psutil.Process] = []
+    try:
+        yield coordinator
+        if coordinator.popen.poll() is None:
+            workers = coordinator.children()
+            coordinator.send(signal.SIGTERM)
+            assert coordinator.wait() == 0, coordinator.output
+            assert not any(worker.is_running() for worker in workers)
+    finally:
+        coordinator.end()
+
+
+def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command of ours to its end."""
+    return subprocess.run(
+        [str(BIN / arguments[0]), *arguments[1:]],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+def command(*arguments: str) -> str:
+    """The output of a command that must succeed."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

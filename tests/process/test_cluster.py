@@ -1,0 +1,250 @@
+"""A whole cluster as a user runs it: coordinator start, participants in processes, an attached script."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from coordinator import CoordinatorGone, MusterError, NotEnoughParticipants, connect
+from protos.messages import instruction
+from tests.process.running import BIN, Process, command, run, start_coordinator
+from tests.support import Devices, eventually
+from tests.support import instruction as device_instruction
+
+
+def start_participants(stack: ExitStack, log: Path, listen: str, prefix: str, count: int) -> Process:
+    process = Process(
+        [
+            str(BIN / "participant"),
+            "start",
+            "--app=tests.process.echo_app:participants",
+            f"--connect={listen}",
+        ],
+        log,
+        {"ECHO_PREFIX": prefix, "ECHO_COUNT": str(count)},
+    )
+    stack.callback(process.end)
+    return process
+
+
+def test_two_hundred_participants_on_four_workers_each_answer_every_instruction_once(tmp_path: Path) -> None:
+    with ExitStack() as stack, start_coordinator(tmp_path / "coordinator.log", "--workers=4") as coordinator:
+        processes = [
+            start_participants(stack, tmp_path / f"{prefix}.log", coordinator.listen, prefix, 50)
+            for prefix in ("a", "b", "c", "d")
+        ]
+        with connect(coordinator.control) as connection:
+            cohort = connection.get_participants(200, timeout=60)
+            assert len(cohort) == 200
+            status = coordinator.status()
+            assert status["participants"] == 200
+            assert len(status["workers"]) == 4
+            assert sum(worker["participants"] for worker in status["workers"]) == 200
+            assert all(worker["state"] == "up" for worker in status["workers"])
+            for number in range(20):
+                outcome = cohort.run(instruction("echo", config={"number": number}), timeout=30)
+                assert len(outcome.results) == 200, str(outcome)
+                for proxy, message in outcome.results.items():
+                    assert message.result.status == proxy.id
+                    assert message.result.metrics["number"].int_value == number
+                    assert message.result.metrics["times"].int_value == 1
+            assert coordinator.status()["counters"]["results"] == 200 * 20
+
+            table = command(
+                "coordinator", "participants", f"--control={coordinator.control}", "--where=group=a"
+            )
+            assert len(table.splitlines()) == 51
+            assert "a-49" in table
+        for process in processes:
+            process.send(signal.SIGTERM)
+        assert [process.wait() for process in processes] == [0] * 4
+        eventually(lambda: coordinator.status()["participants"] == 0)
+
+
+def test_a_killed_participant_process_is_lost_at_once(tmp_path: Path) -> None:
+    with ExitStack() as stack, start_coordinator(tmp_path / "coordinator.log", "--workers=2") as coordinator:
+        process = start_participants(stack, tmp_path / "a.log", coordinator.listen, "a", 5)
+        start_participants(stack, tmp_path / "b.log", coordinator.listen, "b", 5)
+        with connect(coordinator.control) as connection:
+            connection.get_participants(10, timeout=60)
+            process.send(signal.SIGKILL)
+            eventually(lambda: connection.status().participants == 5, timeout=5)
+            assert {proxy.attributes["group"] for proxy in connection.get_participants(5)} == {"b"}
+
+
+def test_several_scripts_can_be_attached_at_once(tmp_path: Path, devices: Devices) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=2") as coordinator:
+        devices.join(coordinator.listen, 4)
+        with connect(coordinator.control) as one, connect(coordinator.control) as two:
+            assert len(one.get_participants(4, timeout=20)) == 4
+            with one.lease(3), pytest.raises(NotEnoughParticipants):
+                two.lease(2, timeout=0.2)
+            with two.lease(2, timeout=20) as cohort:
+                assert len(cohort.run(device_instruction("echo"), timeout=20).results) == 2
+            assert coordinator.status()["attached"] == 2
+        eventually(lambda: coordinator.status()["attached"] == 0)
+
+
+SCRIPT = """
+import sys
+from coordinator import connect
+from tests.support import instruction
+connection = connect(sys.argv[1])
+cohort = connection.lease(2, timeout=20)
+print("leased", flush=True)
+cohort.run(instruction("hold"))
+"""
+
+
+def test_what_a_script_had_is_free_as_soon_as_it_is_killed(tmp_path: Path, devices: Devices) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=2") as coordinator:
+        joined = devices.join(coordinator.listen, 2)
+        with connect(coordinator.control) as connection:
+            connection.get_participants(2, timeout=20)
+            script = subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, coordinator.control],
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+            try:
+                assert script.stdout is not None
+                assert script.stdout.readline() == b"leased\n"
+                assert all(device.holding.wait(20) for device in joined)
+                assert connection.status().leased == 2
+            finally:
+                script.kill()
+                script.wait()
+                assert script.stdout is not None
+                script.stdout.close()
+            eventually(lambda: connection.status().leased == 0, timeout=2)
+            eventually(lambda: connection.status().calls == 0, timeout=2)
+            assert all(device.cancelled.wait(20) for device in joined), "nobody told them to stop"
+            for device in joined:
+                device.release()
+            with connection.lease(2, timeout=20) as cohort:
+                assert len(cohort.run(device_instruction("echo"), timeout=20).results) == 2
+
+
+def test_an_attached_script_learns_that_the_coordinator_is_gone(tmp_path: Path, devices: Devices) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator:
+        devices.join(coordinator.listen, 1)
+        with connect(coordinator.control) as connection:
+            connection.get_participants(1, timeout=20)
+            coordinator.send(signal.SIGTERM)
+            with pytest.raises(CoordinatorGone, match=r"is gone .* attach again"):
+                connection.get_participants(2, timeout=20)
+            with pytest.raises(MusterError):
+                connection.get_participants(1)
+        assert coordinator.wait() == 0
+
+
+def test_attaching_where_nobody_is_fails_with_a_sentence() -> None:
+    with pytest.raises(
+        CoordinatorGone, match=r"no coordinator answers at 127\.0\.0\.1:1 \(connection refused\)"
+    ):
+        connect("127.0.0.1:1", timeout=5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_everything_cleanly(tmp_path: Path, devices: Devices, number: signal.Signals) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=2") as coordinator:
+        joined = devices.join(coordinator.listen, 3)
+        eventually(lambda: coordinator.status()["participants"] == 3)
+        workers = coordinator.children()
+        assert len(workers) == 2
+        # A terminal sends Ctrl-C to the workers, too.
+        os.killpg(coordinator.pid, number) if number == signal.SIGINT else coordinator.send(number)
+        assert coordinator.wait() == 0
+        assert not any(worker.is_running() for worker in workers)
+        eventually(lambda: all(device.reconnect is not None for device in joined))
+    assert "Traceback" not in coordinator.output
+
+
+def test_running_calls_finish_before_it_stops(tmp_path: Path, devices: Devices) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=2") as coordinator:
+        (device, _) = devices.join(coordinator.listen, 2)
+        with connect(coordinator.control) as connection:
+            cohort = connection.get_participants(2, timeout=20)
+            proxy = next(proxy for proxy in cohort if proxy.id == device.id)
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(1) as threads:
+                running = threads.submit(proxy.run, device_instruction("hold", b"last"))
+                assert device.holding.wait(20)
+                coordinator.send(signal.SIGTERM)
+                eventually(lambda: "stopping" in coordinator.output)
+                device.release()
+                assert running.result(20).result.payload == b"last"
+        assert coordinator.wait() == 0
+
+
+def test_a_second_coordinator_on_the_same_port_is_refused(tmp_path: Path) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator:
+        second = run("coordinator", "start", f"--listen={coordinator.listen}", "--control=127.0.0.1:0")
+        assert second.returncode == 1
+        assert second.stderr.strip() == (
+            f"Error: {coordinator.listen} is in use by another process (another coordinator?); "
+            f"stop that one, or listen on another port"
+        )
+        third = run("coordinator", "start", "--listen=127.0.0.1:0", f"--control={coordinator.control}")
+        assert third.returncode == 1
+        assert f"{coordinator.control} is in use" in third.stderr
+
+
+def test_workers_that_cannot_share_a_port_take_consecutive_ones(tmp_path: Path, devices: Devices) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=2", "--own-ports") as coordinator:
+        status = coordinator.status()
+        addresses = {worker["address"] for worker in status["workers"]}
+        assert len(addresses) == 2
+        assert "spread participants over the addresses" in coordinator.output
+        for number, address in enumerate(sorted(addresses)):
+            devices.join(address, 2, prefix=f"port{number}")
+        eventually(lambda: [worker["participants"] for worker in coordinator.status()["workers"]] == [2, 2])
+
+
+def test_a_tcp_link_serves_as_well_as_ipc(tmp_path: Path, devices: Devices) -> None:
+    with start_coordinator(
+        tmp_path / "coordinator.log", "--workers=2", "--link=tcp://127.0.0.1:0"
+    ) as coordinator:
+        devices.join(coordinator.listen, 4)
+        with connect(coordinator.control) as connection:
+            cohort = connection.get_participants(4, timeout=20)
+            assert len(cohort.run(device_instruction("echo", bytes(200_000)), timeout=20).results) == 4
+
+
+def test_options_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
+    config = tmp_path / "muster.toml"
+    config.write_text("workers = 3\nlog-level = 'warning'\n")
+    with start_coordinator(
+        tmp_path / "coordinator.log",
+        f"--config={config}",
+        "--log-level=info",
+        environment={"MUSTER_PIN": "1"},
+    ) as coordinator:
+        status = coordinator.status()
+        assert len(status["workers"]) == 3
+        pinned = [psutil.Process(worker["pid"]).cpu_affinity() for worker in status["workers"]]
+        assert all(len(cpus or ()) == 1 for cpus in pinned)
+
+
+def test_looking_where_nobody_is_says_what_to_do() -> None:
+    for name in ("status", "participants"):
+        done = run("coordinator", name, "--control=127.0.0.1:1")
+        assert done.returncode == 1
+        assert done.stderr == (
+            "Error: no coordinator answers at 127.0.0.1:1; is `coordinator start` running?\n"
+        )
+
+
+def test_asking_at_the_participants_port_says_so(tmp_path: Path) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator:
+        done = run("coordinator", "status", f"--control={coordinator.listen}")
+        assert done.returncode == 1
+        assert "is not a control address" in done.stderr

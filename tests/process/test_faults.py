@@ -1,0 +1,125 @@
+"""Processes that die or freeze: what becomes of participants, of calls, and of what they started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from coordinator import Coordinator, ParticipantLost, WorkerBootError
+from tests.process.running import start_coordinator
+from tests.support import Devices, eventually, instruction
+
+
+def test_the_participants_of_a_killed_worker_are_lost_and_its_slot_is_filled_again(devices: Devices) -> None:
+    with Coordinator(workers=2, listen="127.0.0.1:0", log_level="critical") as coordinator:
+        joined = devices.join(coordinator.listen, 12)
+        cohort = coordinator.get_participants(12, timeout=20)
+        victim = cohort[0].worker
+        doomed = {proxy for proxy in cohort if proxy.worker == victim}
+        with ThreadPoolExecutor(1) as threads:
+            call = threads.submit(cohort.run, instruction("hold"))
+            assert all(device.holding.wait(20) for device in joined)
+            os.kill(coordinator.status().workers[victim].pid, signal.SIGKILL)
+            killed_at = time.monotonic()
+            eventually(lambda: not any(proxy.connected for proxy in doomed))
+            assert time.monotonic() - killed_at < 1.0
+            for device in joined:
+                device.release()
+            outcome = call.result(20)
+        assert set(outcome.lost) == doomed
+        assert set(outcome.results) == set(cohort) - doomed
+        with pytest.raises(ParticipantLost):
+            next(iter(doomed)).run(instruction("echo"))
+
+        def back() -> bool:
+            worker = coordinator.status().workers[victim]
+            return worker.state == "up" and worker.incarnation == 2
+
+        eventually(back)
+        devices.join(coordinator.listen, 30, prefix="later")
+        eventually(lambda: coordinator.status().workers[victim].participants > 0)
+
+
+def test_a_frozen_worker_is_found_within_the_liveness_time(devices: Devices) -> None:
+    with Coordinator(
+        workers=2, listen="127.0.0.1:0", liveness=1.0, heartbeat=0.2, log_level="critical"
+    ) as coordinator:
+        devices.join(coordinator.listen, 8)
+        cohort = coordinator.get_participants(8, timeout=20)
+        victim = cohort[0].worker
+        pid = coordinator.status().workers[victim].pid
+        frozen_at = time.monotonic()
+        os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: not cohort[0].connected)
+        assert 0.5 < time.monotonic() - frozen_at < 2.5
+        eventually(lambda: coordinator.status().workers[victim].incarnation == 2)
+        assert not psutil.pid_exists(pid)
+
+
+def test_a_coordinator_that_was_frozen_keeps_its_workers(tmp_path: Path, devices: Devices) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=2") as coordinator:
+        devices.join(coordinator.listen, 4)
+        eventually(lambda: coordinator.status()["participants"] == 4)
+        before = {worker.pid for worker in coordinator.children()}
+        coordinator.send(signal.SIGSTOP)
+        stopped = psutil.Process(coordinator.pid)
+        eventually(lambda: stopped.status() == psutil.STATUS_STOPPED)
+        asleep_since = time.monotonic()
+        eventually(lambda: time.monotonic() - asleep_since > 3.5)  # longer than the liveness time
+        coordinator.send(signal.SIGCONT)
+        assert coordinator.status()["participants"] == 4
+        status = coordinator.status()
+        assert {worker["pid"] for worker in status["workers"]} == before
+        assert [worker["incarnation"] for worker in status["workers"]] == [1, 1]
+
+
+ORPHANS = """
+import sys, time
+from coordinator import Coordinator
+with Coordinator(workers=2, listen="127.0.0.1:0", orphan_grace=1.0, heartbeat=0.2, log_level="critical") as c:
+    print(c.listen, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_do_not_outlive_a_killed_coordinator(tmp_path: Path, devices: Devices) -> None:
+    import subprocess
+    import sys
+
+    with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as script:
+        try:
+            assert script.stdout is not None
+            listen = script.stdout.readline().strip()
+            workers = psutil.Process(script.pid).children()
+            assert len(workers) == 2
+            joined = devices.join(listen, 4)
+        finally:
+            script.kill()
+    eventually(lambda: not any(worker.is_running() for worker in workers))
+    eventually(lambda: all(device.ended is not None for device in joined))
+    assert all(device.reconnect is not None for device in joined), "they were cut off, not sent elsewhere"
+
+
+def test_a_worker_that_cannot_start_halts_the_start_with_its_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1] - 1  # free for the first worker, taken for the second
+        with (
+            pytest.raises(WorkerBootError, match=r"worker 1 could not start \(exit code 3\)"),
+            Coordinator(workers=2, listen=f"127.0.0.1:{port}", share_port=False),
+        ):
+            pass
+    assert f"worker 1 can't start: can't listen on 127.0.0.1:{port + 1}" in capfd.readouterr().err
+    assert not psutil.Process().children(recursive=True)

@@ -1,0 +1,105 @@
+"""The layout that ARCHITECTURE.md describes: which package may import which, and who stays away from I/O."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ["protos", "participant_sdk", "manager", "coordinator"]
+
+# protos ← participant_sdk, and protos ← manager ← coordinator.
+MAY_IMPORT = {
+    "protos": set(),
+    "participant_sdk": {"protos"},
+    "manager": {"protos"},
+    "coordinator": {"protos", "manager"},
+}
+
+SANS_IO = [
+    "protos/envelope.py",
+    "protos/frames.py",
+    "manager/pool.py",
+    "manager/calls.py",
+    "manager/members.py",
+    "manager/session.py",
+    "manager/sequence.py",
+    "manager/linkend.py",
+    "manager/liveness.py",
+    "manager/uplink.py",
+    "manager/reports.py",
+    "manager/outcome.py",
+    "coordinator/downlink.py",
+    "coordinator/restarts.py",
+    "coordinator/orders.py",
+    "participant_sdk/lifecycle.py",
+    "participant_sdk/backoff.py",
+]
+
+DOES_IO = {"asyncio", "grpc", "os", "random", "signal", "socket", "subprocess", "threading", "time", "zmq"}
+"""What a module that only decides may not import; but pool.py may be handed a random.Random."""
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            yield node.module
+
+
+def sources(package: str) -> list[Path]:
+    return [path for path in sorted((ROOT / package).glob("**/*.py")) if "_pb2" not in path.name]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_between_the_packages_run_one_way(package: str) -> None:
+    forbidden = set(PACKAGES) - MAY_IMPORT[package] - {package}
+    breaches = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sources(package)
+        for module in imports(path)
+        if module.partition(".")[0] in forbidden | {"tests", "benchmarks", "examples"}
+    ]
+    assert not breaches
+
+
+@pytest.mark.parametrize("path", SANS_IO)
+def test_what_decides_does_no_input_or_output(path: str) -> None:
+    allowed = {"random"} if path == "manager/pool.py" else set()
+    found = {module.partition(".")[0] for module in imports(ROOT / path)}
+    assert not found & (DOES_IO - allowed)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_file_says_at_its_top_what_it_is(package: str) -> None:
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in sources(package)
+        if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) is None
+    ]
+    assert not silent
+
+
+@pytest.mark.parametrize("package", ["manager", "coordinator"])
+def test_the_table_of_files_in_the_package_is_complete(package: str) -> None:
+    table = (ROOT / package / "__init__.py").read_text(encoding="utf-8")
+    missing = [
+        path.name for path in sources(package) if not path.name.startswith("__") and path.name not in table
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_outgrows_a_screen_or_ten(package: str) -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in sources(package)
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert not long
