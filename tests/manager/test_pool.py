@@ -1,0 +1,354 @@
+"""Who gets which participants, and when: order, leases, shortages, one case at a time.
+
+Pool and calls together, over any sequence of events: test_pool_and_calls.py.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manager.members import Member
+from manager.pool import Pool, Request
+from tests.manager.support import make_member
+
+EU = {"region": "eu"}
+US = {"region": "us"}
+
+
+def make_pool(*members: Member) -> Pool:
+    pool = Pool(random.Random(1))
+    for member in members:
+        assert pool.join(member) is None
+    return pool
+
+
+def make_request(
+    id: int,
+    minimum: int,
+    maximum: int | None = None,
+    *,
+    where: Mapping[str, str] | None = None,
+    deadline: float | None = None,
+    asked_at: float = 0.0,
+) -> Request:
+    return Request(id, minimum, maximum, where or {}, asked_at, deadline, exclusive=False)
+
+
+def make_lease(
+    id: int, n: int, *, where: Mapping[str, str] | None = None, deadline: float | None = None
+) -> Request:
+    return Request(id, n, n, where or {}, 0.0, deadline, exclusive=True)
+
+
+def ask(pool: Pool, *requests: Request) -> dict[int, list[Member]]:
+    """Asks, and returns what has been granted, by request."""
+    for request in requests:
+        pool.ask(request)
+    return serve(pool)
+
+
+def serve(pool: Pool) -> dict[int, list[Member]]:
+    return {grant.request.id: grant.members for grant in pool.serve()}
+
+
+# get_participants
+
+
+def test_it_gives_all_that_match_once_the_minimum_is_there() -> None:
+    members = [make_member(key) for key in range(5)]
+    pool = make_pool(*members)
+    assert ask(pool, make_request(1, 3)) == {1: members}
+
+
+def test_it_waits_for_the_minimum() -> None:
+    first, second = make_member(1), make_member(2)
+    pool = make_pool(first)
+    assert ask(pool, make_request(1, 2)) == {}
+    assert pool.waiting == 1
+    pool.join(second)
+    assert serve(pool) == {1: [first, second]}
+    assert pool.waiting == 0
+
+
+def test_a_request_is_granted_once() -> None:
+    pool = make_pool(make_member(1))
+    assert len(ask(pool, make_request(1, 1))) == 1
+    assert serve(pool) == {}
+
+
+def test_who_asks_for_none_gets_none_at_once() -> None:
+    assert ask(make_pool(), make_request(1, 0)) == {1: []}
+    assert ask(make_pool(make_member(1)), make_request(1, 0)) == {1: []}
+
+
+def test_who_asks_for_up_to_some_gets_those_who_are_there() -> None:
+    member = make_member(1)
+    assert ask(make_pool(member), make_request(1, 0, 5)) == {1: [member]}
+
+
+def test_at_most_the_maximum_is_given_without_repeats() -> None:
+    pool = make_pool(*(make_member(key) for key in range(10)))
+    granted = ask(pool, make_request(1, 1, 4))[1]
+    assert len(granted) == len(set(granted)) == 4
+
+
+def test_the_choice_is_uniform() -> None:
+    pool = make_pool(*(make_member(key) for key in range(4)))
+    chosen = [0] * 4
+    for id in range(4_000):
+        for member in ask(pool, make_request(id, 1, 1))[id]:
+            chosen[member.key] += 1
+    assert all(900 < count < 1_100 for count in chosen)
+
+
+def test_only_matching_participants_are_given() -> None:
+    both = make_member(1, where={"region": "eu", "device": "phone"})
+    pool = make_pool(
+        both, make_member(2, where=EU), make_member(3, where={"device": "phone"}), make_member(4)
+    )
+    assert ask(pool, make_request(1, 1, where={"region": "eu", "device": "phone"})) == {1: [both]}
+
+
+def test_an_attribute_that_is_missing_is_not_an_empty_one() -> None:
+    pool = make_pool(make_member(1))
+    assert ask(pool, make_request(1, 1, where={"region": ""})) == {}
+
+
+def test_busy_participants_are_given_but_not_leased() -> None:
+    busy, idle = make_member(1), make_member(2)
+    busy.tag = 9
+    pool = make_pool(busy, idle)
+    assert ask(pool, make_request(1, 2)) == {1: [busy, idle]}
+    assert ask(pool, make_lease(2, 2)) == {}
+    busy.tag = 0
+    assert set(serve(pool)[2]) == {busy, idle}
+
+
+def test_matching_counts_everybody() -> None:
+    busy, leased, other = make_member(1, where=EU), make_member(2, where=EU), make_member(3, where=US)
+    pool = make_pool(leased)
+    ask(pool, make_lease(1, 1))
+    busy.tag = 9
+    pool.join(busy)
+    pool.join(other)
+    assert pool.matching(EU) == [leased, busy]
+    assert pool.matching({}) == list(pool) == [leased, busy, other]
+
+
+# Order
+
+
+def test_callers_are_served_in_the_order_of_asking() -> None:
+    pool = make_pool()
+    ask(pool, make_request(5, 1), make_request(3, 1), make_request(4, 1))
+    pool.join(make_member(1))
+    assert list(serve(pool)) == [5, 3, 4]
+
+
+def test_a_small_lease_does_not_overtake_a_large_one() -> None:
+    pool = make_pool(make_member(1))
+    assert ask(pool, make_lease(1, 2), make_lease(2, 1)) == {}
+    pool.join(make_member(2))
+    assert list(serve(pool)) == [1]
+    pool.release(1)
+    assert list(serve(pool)) == [2]
+
+
+def test_a_lease_does_not_take_what_an_earlier_caller_waits_for() -> None:
+    pool = make_pool(make_member(1))
+    assert ask(pool, make_request(1, 2), make_lease(2, 1)) == {}
+    pool.join(make_member(2))
+    granted = serve(pool)
+    assert list(granted) == [1, 2]
+    assert len(granted[1]) == 2
+
+
+def test_callers_who_share_nothing_do_not_wait_for_each_other() -> None:
+    eu, us = make_member(1, where=EU), make_member(2, where=US)
+    pool = make_pool(eu, us)
+    assert ask(pool, make_lease(1, 2, where=EU), make_lease(2, 1, where=US)) == {2: [us]}
+
+
+def test_a_lease_may_take_what_the_earlier_caller_does_not_match() -> None:
+    eu, us = make_member(1, where=EU), make_member(2, where=US)
+    pool = make_pool(eu, us)
+    assert ask(pool, make_lease(1, 2, where=EU), make_lease(2, 1)) == {2: [us]}
+
+
+def test_a_caller_who_gives_up_holds_nobody_back() -> None:
+    member = make_member(1)
+    pool = make_pool(member)
+    assert ask(pool, make_lease(1, 2), make_lease(2, 1)) == {}
+    pool.abandon(1)
+    assert serve(pool) == {2: [member]}
+
+
+def test_a_caller_who_timed_out_holds_nobody_back() -> None:
+    member = make_member(1)
+    pool = make_pool(member)
+    assert ask(pool, make_lease(1, 2, deadline=1.0), make_lease(2, 1)) == {}
+    assert len(pool.expire(1.0)) == 1
+    assert serve(pool) == {2: [member]}
+
+
+# Leases
+
+
+def test_a_leased_participant_is_nobody_elses() -> None:
+    pool = make_pool(make_member(1))
+    ask(pool, make_lease(1, 1))
+    assert pool.leased == 1
+    assert ask(pool, make_lease(2, 1), make_request(3, 1)) == {}
+    pool.release(1)
+    assert pool.leased == 0
+    assert list(serve(pool)) == [2]
+
+
+def test_releasing_twice_does_not_release_the_next_lease() -> None:
+    pool = make_pool(make_member(1))
+    ask(pool, make_lease(1, 1))
+    pool.release(1)
+    ask(pool, make_lease(2, 1))
+    pool.release(1)
+    assert pool.leased == 1
+
+
+def test_releasing_what_never_was_does_nothing() -> None:
+    make_pool().release(99)
+
+
+def test_an_abandoned_lease_is_free_even_if_it_was_just_granted() -> None:
+    member = make_member(1)
+    pool = make_pool(member)
+    ask(pool, make_lease(1, 1))
+    pool.abandon(1)
+    assert member.lease is None
+    assert pool.leased == 0
+
+
+def test_a_lease_goes_on_without_those_who_leave() -> None:
+    leaver, stayer = make_member(1), make_member(2)
+    pool = make_pool(leaver, stayer)
+    ask(pool, make_lease(1, 2))
+    pool.leave(leaver)
+    assert pool.leased == 1
+    assert leaver.gone
+    assert leaver.lease is None
+    pool.release(1)
+    assert stayer.lease is None
+
+
+def test_a_lease_of_none_can_be_had_and_released() -> None:
+    pool = make_pool()
+    assert ask(pool, make_lease(1, 0)) == {1: []}
+    pool.release(1)
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_a_request_can_not_be_made_twice(granted: bool) -> None:
+    pool = make_pool(*([make_member(1)] if granted else []))
+    ask(pool, make_lease(1, 1))
+    with pytest.raises(ValueError, match="request 1 exists already"):
+        pool.ask(make_lease(1, 1))
+
+
+# Coming and going
+
+
+def test_the_newest_session_of_an_id_replaces_the_older() -> None:
+    old, new = make_member(1, "a"), make_member(2, "a")
+    pool = make_pool(old)
+    assert pool.join(new) is old
+    pool.leave(old)
+    assert list(pool) == [new]
+    newest = make_member(3, "a")
+    assert pool.join(newest) is new
+
+
+def test_the_lease_of_an_older_session_does_not_pass_to_the_newer() -> None:
+    old, new = make_member(1, "a"), make_member(2, "a")
+    pool = make_pool(old)
+    ask(pool, make_lease(1, 1))
+    pool.join(new)
+    pool.leave(old)
+    assert new.lease is None
+    assert ask(pool, make_lease(2, 1)) == {2: [new]}
+
+
+def test_leaving_twice_does_nothing_more() -> None:
+    old, new = make_member(1, "a"), make_member(2, "a")
+    pool = make_pool(old)
+    pool.leave(old)
+    pool.join(new)
+    pool.leave(old)
+    assert list(pool) == [new]
+    assert pool.join(make_member(3, "a")) is new
+
+
+def test_a_participant_that_left_is_found_no_more() -> None:
+    member = make_member(1)
+    pool = make_pool(member)
+    assert pool.get(1) is member
+    pool.leave(member)
+    assert pool.get(1) is None
+    assert ask(pool, make_request(1, 1)) == {}
+
+
+# Shortages
+
+
+def test_a_shortage_says_who_was_there() -> None:
+    members = [make_member(key, where=EU, worker=key % 2) for key in range(3)]
+    pool = make_pool(*members, make_member(9, where=US, worker=7))
+    ask(pool, make_lease(8, 1, where=US))
+    request = make_request(1, 4, where=EU, deadline=12.5, asked_at=10.0)
+    ask(pool, request)
+    (shortage,) = pool.expire(12.5)
+    assert shortage.request is request
+    assert shortage.matching_by_worker == {0: 2, 1: 1}
+    assert shortage.matching == 3
+    assert shortage.pooled == 4
+    assert shortage.waited == 2.5
+
+
+def test_a_request_does_not_expire_before_its_deadline() -> None:
+    pool = make_pool()
+    ask(pool, make_request(1, 1, deadline=2.0), make_request(2, 1))
+    assert pool.expire(1.999) == []
+    assert [shortage.request.id for shortage in pool.expire(2.0)] == [1]
+    assert pool.expire(math.inf) == []
+    assert pool.waiting == 1
+
+
+def test_the_next_deadline_is_the_earliest_of_those_who_wait() -> None:
+    pool = make_pool()
+    ask(pool, make_request(1, 1, deadline=3.0), make_request(2, 1, deadline=2.0), make_request(3, 1))
+    deadlines = [pool.next_deadline]
+    for id in (2, 1):
+        pool.abandon(id)
+        deadlines.append(pool.next_deadline)
+    assert deadlines == [2.0, 3.0, None]
+
+
+def test_a_deadline_that_is_no_number_is_refused() -> None:
+    # It would compare false with everything, and the earliest deadline could not be told any more.
+    pool = make_pool()
+    with pytest.raises(ValueError, match="deadline"):
+        pool.ask(make_request(1, 1, deadline=math.nan))
+    assert pool.waiting == 0
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.integers(0, 6))
+def test_any_minimum_and_maximum_are_kept(there: int, minimum: int, extra: int) -> None:
+    pool = make_pool(*(make_member(key) for key in range(there)))
+    granted = ask(pool, make_request(1, minimum, minimum + extra))
+    if minimum > there:
+        assert granted == {}
+    else:
+        assert len(granted[1]) == min(there, minimum + extra)

@@ -1,0 +1,438 @@
+"""The promises of DESIGN over any sequence of events: one outcome each, one lease each, callers in order.
+
+The machine plays the dispatcher and all participants. What it knows by itself (who works on what, who has
+leased whom) is compared with the pool and the table of calls after every step.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from manager.calls import Answer, Call, CallTable, OutcomeKind
+from manager.members import Member
+from manager.pool import Pool, Request
+from protos.envelope import Kind
+from tests.manager.support import make_member
+
+IDS = ["a", "b", "c", "d", ""]  # "": one of its own
+WHERE: list[dict[str, str]] = [{}, {"region": "eu"}, {"region": "us"}, {"region": "eu", "device": "phone"}]
+TIMEOUTS = st.none() | st.integers(0, 6).map(float)
+GIVEN_UP = st.sampled_from([OutcomeKind.TIMED_OUT, OutcomeKind.CANCELLED])
+
+
+def answer_to(payload: bytes, kind: Kind = Kind.RESULT) -> bytes:
+    """What a participant says to an instruction: bytes that name it, behind the first byte of their kind."""
+    return bytes([kind << 3 | 2]) + payload
+
+
+def matches(member: Member, where: Mapping[str, str]) -> bool:
+    return where.items() <= member.attributes.items()
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = Pool(random.Random(0))
+        self.table = CallTable(first_tag=1_000)
+        self.now = 0.0
+        self.keys = 0
+        self.request_ids = 0
+        # What must be so:
+        self.members: list[Member] = []  # all that ever were
+        self.pooled: list[Member] = []
+        self.working: dict[Member, tuple[int, bytes]] = {}  # tag, payload
+        self.waiting: dict[int, Request] = {}
+        self.leases: dict[int, set[Member]] = {}
+        self.calls: list[Call] = []
+        self.deadlines: dict[int, float] = {}  # by call
+        self.finished: list[Call] = []
+        self.streamed: list[tuple[int, int]] = []
+        self.written: dict[tuple[int, int], Answer] = {}
+        self.late = 0
+        self.most_running = 0
+
+    # What the dispatcher does after events
+
+    def carry_out(self) -> None:
+        table = self.table
+        sends, table.sends = table.sends, []
+        for member, tag, payload in sends:
+            if member.gone:
+                continue  # it left in the same turn: nobody to send it to, and its outcome is LOST
+            assert member in self.pooled
+            assert member not in self.working, "an instruction was sent to a member that is busy"
+            self.working[member] = (tag, payload)
+        cancels, table.cancels = table.cancels, []
+        for member, tag in cancels:
+            assert member.accepts_cancel
+            assert member.gone or self.working[member][0] == tag
+        settled, table.settled = table.settled, []
+        for call, index in settled:
+            assert call.stream
+            self.streamed.append((call.id, index))
+        finished, table.finished = table.finished, []
+        self.finished.extend(finished)
+        self.serve()
+
+    def serve(self) -> None:
+        free = {member: member.lease is None for member in self.pooled}
+        waited_before = dict(self.waiting)
+        granted: list[Request] = []
+        for grant in self.pool.serve():
+            request, members = grant.request, grant.members
+            assert self.waiting.pop(request.id) is request
+            assert len(set(members)) == len(members) >= request.minimum
+            assert request.maximum is None or len(members) <= request.maximum
+            for member in members:
+                assert member in self.pooled
+                assert matches(member, request.where)
+                assert free[member], "a leased member was given to somebody else"
+                assert not request.exclusive or member not in self.working, "a busy member was leased"
+            if not request.exclusive and request.maximum is None and request.minimum:
+                assert len(members) == sum(
+                    free[member] and matches(member, request.where) for member in self.pooled
+                )
+            if request.exclusive:
+                self.leases[request.id] = set(members)
+                for member in members:
+                    free[member] = False
+            for earlier in waited_before.values():
+                if earlier.id >= request.id:
+                    break
+                if earlier.id in self.waiting:
+                    self.check_not_overtaken(earlier, request, members)
+            granted.append(request)
+        assert granted == sorted(granted, key=lambda request: request.id)
+        if self.waiting:  # nothing holds back the first one but a lack of participants
+            first = next(iter(self.waiting.values()))
+            assert self.available(first) < first.minimum
+        assert self.pool.serve() == []
+
+    def check_not_overtaken(self, earlier: Request, later: Request, members: list[Member]) -> None:
+        if later.exclusive:
+            assert not any(matches(member, earlier.where) for member in members), "a lease overtook"
+        elif not earlier.exclusive and earlier.where.items() <= later.where.items():
+            assert later.minimum < earlier.minimum, "the later of two like requests was served first"
+
+    def available(self, request: Request) -> int:
+        return sum(
+            member.lease is None
+            and matches(member, request.where)
+            and not (request.exclusive and member in self.working)
+            for member in self.pooled
+        )
+
+    def end(self, member: Member) -> None:
+        self.pool.leave(member)
+        self.table.lost(member)
+        self.pooled.remove(member)
+        self.working.pop(member, None)
+        for leased in self.leases.values():
+            leased.discard(member)
+
+    def pick(self, data: st.DataObject, members: list[Member]) -> Member:
+        return data.draw(st.sampled_from(members))
+
+    # Participants
+
+    @rule(
+        id=st.sampled_from(IDS),
+        where=st.sampled_from(WHERE),
+        accepts_cancel=st.booleans(),
+        worker=st.integers(0, 2),
+    )
+    def join(self, id: str, where: dict[str, str], accepts_cancel: bool, worker: int) -> None:
+        self.keys += 1
+        member = make_member(self.keys, id, where=where, accepts_cancel=accepts_cancel, worker=worker)
+        older = [other for other in self.pooled if other.participant_id == member.participant_id]
+        replaced = self.pool.join(member)
+        assert replaced is (older[0] if older else None)
+        self.members.append(member)
+        self.pooled.append(member)
+        if replaced is not None:
+            self.end(replaced)
+        self.carry_out()
+
+    @precondition(lambda self: self.pooled)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        member = self.pick(data, self.pooled)
+        self.end(member)
+        self.pool.leave(member)
+        self.table.lost(member)
+        self.carry_out()
+
+    @precondition(lambda self: self.working)
+    @rule(data=st.data(), kind=st.sampled_from([Kind.RESULT, Kind.RESULT, Kind.FAILURE]))
+    def answer(self, data: st.DataObject, kind: Kind) -> None:
+        self.give_answer(self.pick(data, list(self.working)), kind)
+        self.carry_out()
+
+    @precondition(lambda self: len(self.working) > 1)
+    @rule(data=st.data())
+    def answer_and_leave_in_one_turn(self, data: st.DataObject) -> None:
+        self.give_answer(self.pick(data, list(self.working)), Kind.RESULT)
+        self.end(self.pick(data, self.pooled))
+        self.carry_out()
+
+    def give_answer(self, member: Member, kind: Kind) -> None:
+        tag, payload = self.working.pop(member)
+        call, index = member.call, member.index
+        self.table.answered(member, tag, answer_to(payload, kind))
+        if call is None:
+            self.late += 1
+        else:
+            expected = OutcomeKind.FAILURE if kind is Kind.FAILURE else OutcomeKind.RESULT
+            assert call.outcomes[index] == (expected, answer_to(payload, kind))
+
+    @precondition(lambda self: self.members)
+    @rule(data=st.data(), tag=st.sampled_from([0, 1, 999, 2**63]) | st.integers(1_000, 1_040))
+    def answer_what_was_not_asked(self, data: st.DataObject, tag: int) -> None:
+        member = self.pick(data, self.members)
+        if member in self.working and self.working[member][0] == tag:
+            return
+        self.table.answered(member, tag, answer_to(b"stray"))
+        self.late += 1
+        self.carry_out()
+
+    @precondition(lambda self: self.pooled)
+    @rule(data=st.data(), what=st.sampled_from(["nothing", "the same", "something else"]))
+    def found(self, data: st.DataObject, what: str) -> None:
+        member = self.pick(data, self.pooled)
+        if what == "nothing":
+            self.working.pop(member, None)
+        elif what == "something else":
+            self.working[member] = (self.keys + 1, b"of an earlier life")
+        tag, _ = self.working.get(member, (0, b""))
+        self.table.found(member, tag)
+        self.carry_out()
+
+    # Callers
+
+    @rule(
+        minimum=st.integers(0, 4),
+        extra=st.none() | st.integers(0, 3),
+        where=st.sampled_from(WHERE),
+        exclusive=st.booleans(),
+        timeout=TIMEOUTS,
+    )
+    def ask(
+        self, minimum: int, extra: int | None, where: dict[str, str], exclusive: bool, timeout: float | None
+    ) -> None:
+        self.request_ids += 1
+        deadline = None if timeout is None else self.now + timeout
+        maximum = None if extra is None else minimum + extra
+        request = Request(self.request_ids, minimum, maximum, where, self.now, deadline, exclusive)
+        self.waiting[request.id] = request
+        self.pool.ask(request)
+        self.carry_out()
+
+    @precondition(lambda self: self.request_ids)
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        id = data.draw(st.integers(1, self.request_ids + 1))
+        self.pool.abandon(id)
+        self.waiting.pop(id, None)
+        self.leases.pop(id, None)
+        self.carry_out()
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.leases)))
+        self.pool.release(id)
+        del self.leases[id]
+        self.carry_out()
+
+    @precondition(lambda self: self.members)
+    @rule(
+        data=st.data(),
+        one_for_all=st.booleans(),
+        quorum=st.none() | st.integers(1, 4),
+        timeout=TIMEOUTS,
+        stream=st.booleans(),
+    )
+    def call(
+        self,
+        data: st.DataObject,
+        one_for_all: bool,
+        quorum: int | None,
+        timeout: float | None,
+        stream: bool,
+    ) -> None:
+        members = data.draw(st.lists(st.sampled_from(self.members), max_size=5))
+        number = len(self.calls)
+        payloads = [b"%d" % number] if one_for_all else [b"%d.%d" % (number, i) for i in range(len(members))]
+        deadline = None if timeout is None else self.now + timeout
+        call = self.table.start(members, payloads, deadline=deadline, quorum=quorum, stream=stream)
+        self.calls.append(call)
+        if deadline is not None:
+            self.deadlines[call.id] = deadline
+        self.most_running = max(self.most_running, len(self.table))
+        self.carry_out()
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data(), kind=GIVEN_UP)
+    def give_up(self, data: st.DataObject, kind: OutcomeKind) -> None:
+        call = data.draw(st.sampled_from(self.calls))
+        before = list(call.outcomes)
+        self.table.give_up(call, kind)
+        assert call.outcomes == [outcome or (kind, b"") for outcome in before]
+        self.carry_out()
+
+    @rule(seconds=st.integers(1, 4))
+    def pass_time(self, seconds: int) -> None:
+        self.now += seconds
+        self.table.expire(self.now)
+        due = [r for r in self.waiting.values() if r.deadline is not None and r.deadline <= self.now]
+        available = [self.available(request) for request in due]
+        shortages = self.pool.expire(self.now)
+        assert [shortage.request for shortage in shortages] == due
+        assert [shortage.matching for shortage in shortages] == available
+        for shortage in shortages:
+            assert shortage.pooled == len(self.pooled)
+            assert shortage.waited == self.now - shortage.request.asked_at
+            del self.waiting[shortage.request.id]
+        self.carry_out()
+
+    # What must always be so
+
+    @invariant()
+    def an_outcome_is_written_once(self) -> None:
+        for call in self.calls:
+            for index, outcome in enumerate(call.outcomes):
+                if outcome is not None:
+                    assert self.written.setdefault((call.id, index), outcome) is outcome
+                else:
+                    assert (call.id, index) not in self.written
+        counted = dict.fromkeys(OutcomeKind, 0)
+        for kind, _ in self.written.values():
+            counted[kind] += 1
+        assert self.table.counters == counted
+        assert self.table.late == self.late
+
+    @invariant()
+    def an_answer_is_to_the_instruction_of_its_call(self) -> None:
+        for call in self.calls:
+            for index, outcome in enumerate(call.outcomes):
+                if outcome is None:
+                    continue
+                kind, answer = outcome
+                payload = call.payloads[0 if len(call.payloads) == 1 else index]
+                if kind is OutcomeKind.RESULT:
+                    assert answer == answer_to(payload)
+                elif kind is OutcomeKind.FAILURE:
+                    assert answer == answer_to(payload, Kind.FAILURE)
+                else:
+                    assert answer == b""
+
+    @invariant()
+    def a_call_is_finished_once_and_only_when_nobody_is_pending(self) -> None:
+        assert len(set(self.finished)) == len(self.finished)
+        for call in self.calls:
+            assert call.pending == call.outcomes.count(None)
+            assert (call in self.finished) == (call.pending == 0)
+            assert call.results == sum(o is not None and o[0] is OutcomeKind.RESULT for o in call.outcomes)
+            if call.quorum is not None and call.results >= call.quorum:
+                assert call.pending == 0
+            if call.id in self.deadlines and self.deadlines[call.id] < self.now:
+                assert call.pending == 0
+        assert len(self.table) == len(self.calls) - len(self.finished)
+
+    @invariant()
+    def streamed_outcomes_are_told_once_each(self) -> None:
+        assert len(set(self.streamed)) == len(self.streamed)
+        told = {
+            (call.id, index)
+            for call in self.calls
+            if call.stream
+            for index, outcome in enumerate(call.outcomes)
+            if outcome is not None
+        }
+        assert set(self.streamed) == told
+
+    @invariant()
+    def a_member_works_on_one_instruction_at_most(self) -> None:
+        pending: set[tuple[int, int]] = set()
+        for member in self.members:
+            assert member.busy == (member in self.working)
+            assert not member.busy or member.tag == self.working[member][0]
+            assert not member.queue or member.busy, "an idle member with instructions in line"
+            assert not (member.gone and member.queue)
+            expected = [*([(member.call, member.index)] if member.call else []), *member.queue]
+            for call, index in expected:
+                assert call.members[index] is member
+                assert call.outcomes[index] is None
+                assert (call.id, index) not in pending
+                pending.add((call.id, index))
+        # Whoever has no outcome yet is being worked on, or in line: nothing hangs.
+        assert len(pending) == sum(call.pending for call in self.calls)
+
+    @invariant()
+    def a_member_is_in_one_lease_at_most(self) -> None:
+        holders = {member: id for id, members in self.leases.items() for member in members}
+        assert len(holders) == sum(len(members) for members in self.leases.values()) == self.pool.leased
+        for member in self.members:
+            assert member.lease == holders.get(member)
+
+    @invariant()
+    def the_pool_holds_those_who_are_there(self) -> None:
+        assert list(self.pool) == self.pooled
+        assert len(self.pool) == len(self.pooled)
+        assert self.pool.waiting == len(self.waiting)
+        for member in self.members:
+            there = member in self.pooled
+            assert member.gone != there
+            assert self.pool.get(member.key) is (member if there else None)
+
+    @invariant()
+    def the_next_deadline_is_the_earliest(self) -> None:
+        running = [
+            self.deadlines[call.id] for call in self.calls if call.pending and call.id in self.deadlines
+        ]
+        assert self.table.next_deadline == min(running, default=None)
+        assert len(self.table._deadlines) <= 65 + 2 * self.most_running
+        waiting = [r.deadline for r in self.waiting.values() if r.deadline is not None]
+        assert self.pool.next_deadline == min(waiting, default=None)
+
+    def teardown(self) -> None:
+        for member in list(self.pooled):
+            self.end(member)
+            self.carry_out()
+        for id in range(self.request_ids + 1):
+            self.pool.abandon(id)
+        self.waiting.clear()
+        self.leases.clear()
+        self.carry_out()
+        self.check_invariants_at_the_end()
+
+    def check_invariants_at_the_end(self) -> None:
+        invariants: list[Any] = [
+            self.an_outcome_is_written_once,
+            self.a_call_is_finished_once_and_only_when_nobody_is_pending,
+            self.a_member_works_on_one_instruction_at_most,
+            self.a_member_is_in_one_lease_at_most,
+            self.the_pool_holds_those_who_are_there,
+            self.the_next_deadline_is_the_earliest,
+        ]
+        for check in invariants:
+            check()
+        assert len(self.table) == 0
+        assert len(self.finished) == len(self.calls)
+        assert not any(member.busy or member.queue for member in self.members)
+        assert len(self.pool) == self.pool.leased == self.pool.waiting == 0
+        assert self.table.next_deadline is None
+        assert self.table._deadlines == []
+        assert not self.table._with_deadline
+        assert self.pool._leases == {}
+        assert self.pool._by_id == {}
+
+
+TestPoolAndCalls = Machine.TestCase
+TestPoolAndCalls.settings = settings(max_examples=80, stateful_step_count=40)
