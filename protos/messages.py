@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 from protos import stream_pb2
-from protos.tensors import to_tensors
+from protos.tensors import fill_tensor
 
 __all__ = [
     "Plain",
@@ -55,11 +55,11 @@ def instruction(
 
     Raises ScalarError for a ``config`` value and tensors.TensorError for an array that can't be sent.
     """
-    return stream_pb2.ServerMessage(
-        instruction=stream_pb2.Instruction(
-            name=name, config=to_scalars(config or {}), tensors=_tensors(tensors), payload=payload
-        )
+    message = stream_pb2.ServerMessage(
+        instruction=stream_pb2.Instruction(name=name, config=to_scalars(config or {}))
     )
+    _fill(message.instruction, tensors, payload)
+    return message
 
 
 def result(
@@ -77,15 +77,11 @@ def result(
 
     Raises ScalarError for a ``metrics`` value and tensors.TensorError for an array that can't be sent.
     """
-    return stream_pb2.ParticipantMessage(
-        result=stream_pb2.Result(
-            status=status,
-            metrics=to_scalars(metrics or {}),
-            tensors=_tensors(tensors),
-            weight=weight,
-            payload=payload,
-        )
+    message = stream_pb2.ParticipantMessage(
+        result=stream_pb2.Result(status=status, metrics=to_scalars(metrics or {}), weight=weight)
     )
+    _fill(message.result, tensors, payload)
+    return message
 
 
 def failure(code: stream_pb2.Failure.Code.ValueType, text: str) -> stream_pb2.ParticipantMessage:
@@ -137,7 +133,11 @@ def _to_scalar(name: str, value: Any) -> stream_pb2.Scalar:
             raise ScalarError(name, f"a {kind} can't be sent; use bool, int, float, str or bytes")
 
 
-def _tensors(tensors: Tensors | None) -> Iterable[stream_pb2.Tensor]:
-    if tensors is None:
-        return ()
-    return to_tensors(tensors) if isinstance(tensors, Mapping) else tensors
+def _fill(part: stream_pb2.Instruction | stream_pb2.Result, tensors: Tensors | None, payload: bytes) -> None:
+    """Sets what may be large in its place in the message; passed to a constructor it would be copied."""
+    part.payload = payload
+    if isinstance(tensors, Mapping):
+        for name, array in tensors.items():
+            fill_tensor(part.tensors.add(), name, array)
+    elif tensors is not None:
+        part.tensors.extend(tensors)

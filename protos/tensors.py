@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from protos import stream_pb2
 
-__all__ = ["TensorError", "to_array", "to_arrays", "to_tensor", "to_tensors"]
+__all__ = ["TensorError", "fill_tensor", "to_array", "to_arrays", "to_tensor", "to_tensors"]
 
 
 class TensorError(ValueError):
@@ -66,6 +66,18 @@ def to_tensor(name: str, array: Any, dtype: npt.DTypeLike | str | None = None) -
 
     Raises TensorError for what has no place in stream.proto's DType: objects, text, complex numbers, dates.
     """
+    tensor = stream_pb2.Tensor()
+    fill_tensor(tensor, name, array, dtype)
+    return tensor
+
+
+def fill_tensor(
+    tensor: stream_pb2.Tensor, name: str, array: Any, dtype: npt.DTypeLike | str | None = None
+) -> None:
+    """Like to_tensor, into an empty Tensor that is part of a message already: ``message.tensors.add()``.
+
+    A Tensor that is added to a message once it is filled is copied with all its data, at each level.
+    """
     if not isinstance(name, str):
         raise TensorError(repr(name), f"its name must be a str, not {type(name).__name__}")
     source, is_bfloat16 = _as_array(name, array)
@@ -81,9 +93,10 @@ def to_tensor(name: str, array: Any, dtype: npt.DTypeLike | str | None = None) -
     target = np.dtype(np.float32) if code is None else _NUMPY[code]
     if not np.can_cast(source.dtype, target, casting="same_kind"):
         raise TensorError(name, f"{source.dtype} can't become {wanted} and still mean the same numbers")
-    if code is None:
-        return _tensor(name, stream_pb2.BFLOAT16, _narrow(source), _BFLOAT16_BITS)
-    return _tensor(name, code, source, target)
+    tensor.name = name
+    tensor.dtype = stream_pb2.BFLOAT16 if code is None else code
+    tensor.shape.extend(source.shape)
+    tensor.data = _bytes(_narrow(source), _BFLOAT16_BITS) if code is None else _bytes(source, target)
 
 
 def to_array(tensor: stream_pb2.Tensor) -> npt.NDArray[Any]:
@@ -139,12 +152,9 @@ def to_arrays(tensors: Iterable[stream_pb2.Tensor]) -> dict[str, npt.NDArray[Any
 _SENDABLE: Final = ", ".join([*_CODES, _BFLOAT16])
 
 
-def _tensor(
-    name: str, code: stream_pb2.DType.ValueType, array: npt.NDArray[Any], dtype: np.dtype[Any]
-) -> stream_pb2.Tensor:
+def _bytes(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> bytes:
     with np.errstate(over="ignore"):  # too large for a narrower float is inf, as in every such format
-        data = array.astype(dtype, copy=False).tobytes()  # C order, whatever the layout
-    return stream_pb2.Tensor(name=name, dtype=code, shape=array.shape, data=data)
+        return array.astype(dtype, copy=False).tobytes()  # C order, whatever the layout
 
 
 def _as_array(name: str, array: Any) -> tuple[npt.NDArray[Any], bool]:
