@@ -51,4 +51,5 @@ class RestartPolicy:
         self._row += 1
         if booted and self._row == 1:
             return Restart(0.0)
-        return Restart(min(MAX_WAIT, FIRST_WAIT * 2 ** (self._row - 1)))
+        doublings = min(self._row - 1, 10)  # by then MAX_WAIT is reached, and a float is not yet full
+        return Restart(min(MAX_WAIT, FIRST_WAIT * 2**doublings))
