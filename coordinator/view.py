@@ -173,14 +173,19 @@ def render_participants(participants: Iterable[control_pb2.Participant]) -> Tabl
     for participant in participants:
         state = "busy" if participant.busy else "idle"
         table.add_row(
-            participant.id,
+            plain(participant.id),
             str(participant.worker),
             state + (", leased" if participant.leased else ""),
             duration(participant.connected_seconds),
-            " ".join(f"{key}={value}" for key, value in sorted(participant.attributes.items())),
-            participant.peer,
+            plain(" ".join(f"{key}={value}" for key, value in sorted(participant.attributes.items()))),
+            plain(participant.peer),
         )
     return table
+
+
+def plain(text: str) -> Text:
+    """What a participant says of itself, as it is: neither markup nor control codes reach the terminal."""
+    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text))
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,144 @@
+"""What the terminal and ``--json`` show of a coordinator, whatever participants call themselves."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+
+from coordinator.view import (
+    CpuLoad,
+    LogView,
+    as_dict,
+    duration,
+    mebibytes,
+    render_participants,
+    render_status,
+)
+from protos import control_pb2
+
+STATUS = control_pb2.Status(
+    version="1.2",
+    listen="127.0.0.1:1",
+    participants=1_234,
+    uptime_seconds=61.5,
+    counters=control_pb2.Counters(results=5, late=1),
+    workers=[control_pb2.Worker(index=0, incarnation=2, state="up", participants=7, rss_bytes=2**20)],
+)
+
+
+def shown(renderable: RenderableType) -> str:
+    out = io.StringIO()
+    Console(file=out, width=200, force_terminal=True, color_system=None).print(renderable)
+    return out.getvalue()
+
+
+# as_dict
+
+
+def test_every_field_is_there_under_its_own_name_even_at_its_default() -> None:
+    assert as_dict(control_pb2.Participant(id="a", attributes={"k": "v"})) == {
+        "key": 0,
+        "id": "a",
+        "attributes": {"k": "v"},
+        "worker": 0,
+        "peer": "",
+        "busy": False,
+        "leased": False,
+        "connected_seconds": 0.0,
+    }
+
+
+def test_messages_within_messages_become_dicts_and_lists() -> None:
+    status = as_dict(STATUS)
+    assert set(status) == {field.name for field in control_pb2.Status.DESCRIPTOR.fields}
+    assert status["counters"]["late"] == 1
+    assert [worker["incarnation"] for worker in status["workers"]] == [2]
+    assert as_dict(control_pb2.Status())["counters"]["results"] == 0
+    assert as_dict(control_pb2.Status())["workers"] == []
+
+
+@given(st.integers(0, 2**64 - 1), st.text(), st.dictionaries(st.text(), st.text()))
+def test_what_is_shown_survives_json(key: int, id: str, attributes: dict[str, str]) -> None:
+    participant = control_pb2.Participant(key=key, id=id, attributes=attributes)
+    found = json.loads(json.dumps(as_dict(participant)))
+    assert found["key"] == key  # a number, where protobuf's own JSON makes it a string
+    assert control_pb2.Participant(**found) == participant
+
+
+@given(st.text())
+def test_a_status_survives_json(text: str) -> None:
+    status = control_pb2.Status(version=text)
+    assert json.loads(json.dumps(as_dict(status)))["version"] == text
+
+
+# For people
+
+
+def test_a_status_shows_workers_and_what_has_happened() -> None:
+    text = shown(render_status(STATUS))
+    assert "127.0.0.1:1" in text
+    assert "1,234" in text
+    assert "0:01:01" in text
+    assert "5 results" in text
+    assert "1 late" in text
+    assert "lost" not in text  # nothing of what hasn't happened
+
+
+def test_restarts_are_counted_from_the_second_incarnation_on() -> None:
+    (row,) = (line.split() for line in shown(render_status(STATUS)).splitlines() if " up " in line[:20])
+    assert row[-1] == "1"
+
+
+@pytest.mark.parametrize("name", ["[/]", "[bold]x", "[/red]", "a[1]", ":smile:", "\\[x]", "[link=http://x]y"])
+def test_a_participant_is_shown_by_the_name_it_has(name: str) -> None:
+    participant = control_pb2.Participant(id=name, attributes={name: name}, peer=name)
+    text = shown(render_participants([participant]))
+    assert text.count(name) == 4
+
+
+@given(st.text(max_size=30))
+def test_no_participant_can_speak_to_the_terminal(text: str) -> None:
+    participant = control_pb2.Participant(id=text, attributes={text: text}, peer=text)
+    out = shown(render_participants([participant]))
+    assert all(char.isprintable() or char == "\n" for char in out)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0:00:00"), (59.9, "0:00:59"), (3_600, "1:00:00"), (180_000, "2 days, 2:00:00")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, ""), (2**20, "1 MiB"), (3 * 2**30, "3072 MiB")])
+def test_sizes(size: int, text: str) -> None:
+    assert mebibytes(size) == text
+
+
+def test_cpu_load_is_known_from_the_second_look_on() -> None:
+    load = CpuLoad()
+    assert load.percent(1, 10.0, 100.0) is None
+    assert load.percent(1, 11.0, 102.0) == 50.0
+    assert load.percent(1, 11.0, 102.0) is None  # no time has passed
+    assert load.percent(2, 1.0, 103.0) is None
+    assert load.percent(1, 5.0, 104.0) == 0.0  # the process was replaced by another of this number
+
+
+def test_the_log_tells_changes_only(caplog: pytest.LogCaptureFixture) -> None:
+    view = LogView()
+    with caplog.at_level(logging.INFO, "muster.coordinator"), view:
+        view.update(control_pb2.Status())
+        view.update(control_pb2.Status(participants=3))
+        view.update(control_pb2.Status(participants=3))
+        view.update(control_pb2.Status(participants=2))
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "3 participants (+3)",
+        "2 participants (-1)",
+    ]
