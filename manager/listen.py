@@ -38,7 +38,7 @@ class Address:
             raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in [::1]:50051")
         if not colon or not host:
             raise ValueError(f"{text!r} is not an address; write host:port, as in 127.0.0.1:50051")
-        if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
             raise ValueError(f"{text!r}: the port must be a number from 0 to 65535")
         return cls(host, int(port))
 
@@ -86,6 +86,8 @@ def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int, *t
         )
     except OSError as error:
         raise StartError(f"can't listen on {address}: {error.strerror or error}") from None
+    except ValueError:  # UnicodeError, for a name that no encoding of DNS has room for
+        raise StartError(f"can't listen on {address}: {address.host!r} can't be the name of a host") from None
     family, _, _, _, sockaddr = found[0]
     return family, sockaddr  # type: ignore[return-value]
 
