@@ -150,7 +150,9 @@ class Uplink:
                 return []
             if self._hello is None:
                 return self._greet(now)
-            self._greet_interval = min(GREETING_INTERVAL, 2 * self._greet_interval)
+            # Never so long that this side would seem to have been away (liveness.py).
+            longest = min(GREETING_INTERVAL, self._coordinator.limit / 4)
+            self._greet_interval = min(longest, 2 * self._greet_interval)
             self._greet_at = now + self._greet_interval
             self.out.append(self._hello)
             return []

@@ -273,3 +273,19 @@ def test_a_closed_link_wants_no_more_ticks() -> None:
     watch(uplink, 0.0, 100.0)
     assert uplink.state is State.CLOSED
     assert uplink.next_tick() == float("inf")
+
+
+@pytest.mark.parametrize("grace", [0.2, 0.7, 1.0, 1.9, 30.0])
+@pytest.mark.parametrize("says_hello", [True, False])
+def test_no_orphan_outlives_its_grace_period_by_much(grace: float, says_hello: bool) -> None:
+    uplink = Uplink(grace=grace, now=0.0)
+    now, reason = 0.0, ""
+    while not reason and now < 2 * grace + 1.0:
+        now = max(now + 0.001, uplink.next_tick())
+        for effect in uplink.tick(BEAT, now):
+            if isinstance(effect, Greet) and says_hello:
+                uplink.hello(link_pb2.Hello())
+            elif isinstance(effect, Exit):
+                reason = effect.reason
+    assert reason.startswith("no word from the coordinator for")
+    assert now <= 1.3 * grace + 0.1
