@@ -18,6 +18,7 @@ import time
 
 from benchmarks.measure import (
     Bench,
+    MeasurementError,
     Memory,
     Report,
     build_loadgen,
@@ -86,7 +87,10 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=45, help="KiB of worker memory (RSS) each")
     args = parser.parse_args()
     build_loadgen()
-    result = measure(args)
+    try:
+        result = measure(args)
+    except MeasurementError as error:
+        sys.exit(str(error))
     mib = 1024 * 1024
     print_table(
         f"{result['pooled']:,} idle participants, {args.workers} workers ({result['spread']}), "

@@ -74,6 +74,8 @@ class Child:
                 raise self._error(f"has said nothing for {timeout:g} s") from None
             if line is None:
                 self._lines.put(None)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(1)  # so that the exit code is known
                 raise self._error("has ended early")
             with contextlib.suppress(ValueError):
                 report = json.loads(line)
