@@ -47,6 +47,8 @@ from manager import (
     ParticipantProxy,
     StartError,
 )
+from protos.messages import instruction
+from protos.tensors import to_array, to_arrays
 
 __all__ = [
     "AddressInUse",
@@ -68,4 +70,7 @@ __all__ = [
     "StartError",
     "WorkerBootError",
     "connect",
+    "instruction",
+    "to_array",
+    "to_arrays",
 ]

@@ -109,7 +109,7 @@ async def connect(
     participant_proxy_factory: Callable[[Handle], A] | None = None,
     timeout: float = 10.0,
 ) -> Connection[A]:
-    """Attaches to the running coordinator whose control API is at ``address`` (``host:port``).
+    """Attaches to the coordinator whose control API is at ``address`` (``host:port``), once it is up.
 
     Raises CoordinatorGone if none answers within ``timeout`` seconds.
     """

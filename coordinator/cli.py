@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
-
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported; its chatter helps nobody
 
 import click
 from rich.console import Console

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,9 @@ from manager.errors import Closed, MusterError, NotEnoughParticipants
 from manager.members import Member
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlStub
+
+RETRY_INTERVAL = 0.2
+"""Seconds between two attempts to attach to a coordinator that may still be on its way up."""
 
 
 @dataclass(slots=True)
@@ -45,8 +49,6 @@ class Link:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=CONTROL_OPTIONS)
-        self.stub = ControlStub(self._channel)
         self._ids = itertools.count(1)
         self._requests: dict[int, _PendingRequest] = {}
         self._calls: dict[int, _PendingCall] = {}
@@ -54,22 +56,41 @@ class Link:
         self._error: MusterError | None = None
 
     async def open(self, timeout: float) -> None:
-        """Attaches. Raises CoordinatorGone if nobody answers within ``timeout`` seconds."""
+        """Attaches, as soon as somebody answers there.
+
+        Raises CoordinatorGone if nobody has within ``timeout`` seconds, or at once if it can't be.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            status = await self._attach(max(0.1, deadline - time.monotonic()))
+            if status is None:
+                self._writer = BatchWriter(control_pb2.ClientBatch, self._stream.write)
+                self._reader = asyncio.ensure_future(self._read())
+                return
+            await self._channel.close()
+            code, why = status
+            if code is not grpc.StatusCode.UNAVAILABLE:
+                raise CoordinatorGone(f"the coordinator at {self.address} can't be attached to: {why}")
+            if time.monotonic() + RETRY_INTERVAL > deadline:
+                raise CoordinatorGone(f"no coordinator answers at {self.address} ({why})")
+            await asyncio.sleep(RETRY_INTERVAL)
+
+    async def _attach(self, timeout: float) -> tuple[grpc.StatusCode, str] | None:
+        """Tries once; returns why it didn't work, if it didn't."""
+        # A new channel each time: gRPC's own would wait ever longer between its attempts.
+        self._channel = grpc.aio.insecure_channel(self.address, options=CONTROL_OPTIONS)
+        self.stub = ControlStub(self._channel)
         self._stream = self.stub.Attach()
-        self._writer = BatchWriter(control_pb2.ClientBatch, self._stream.write)
         try:
             async with asyncio.timeout(timeout):
                 await self._stream.write(control_pb2.ClientBatch(version=CONTROL_VERSION))
-                first = await self._stream.read()
-        except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            why = await self._why(error)
-            await self._channel.close()
-            raise CoordinatorGone(f"no coordinator answers at {self.address} ({why})") from None
-        if first is grpc.aio.EOF:
-            why = await self._why(None)
-            await self._channel.close()
-            raise CoordinatorGone(f"the coordinator at {self.address} refused to be attached to: {why}")
-        self._reader = asyncio.ensure_future(self._read())
+                if isinstance(await self._stream.read(), control_pb2.ServerBatch):
+                    return None
+        except TimeoutError:
+            return grpc.StatusCode.UNAVAILABLE, "no answer in time"
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+        return await self._stream.code(), await self._why()
 
     async def close(self) -> None:
         """Detaches: leases and calls end."""
@@ -170,9 +191,9 @@ class Link:
                 if not isinstance(batch, control_pb2.ServerBatch):
                     break
                 self._handle(batch)
-            why = await self._why(None)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            why = await self._why(error)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+        why = await self._why()
         self._fail(
             CoordinatorGone(
                 f"the coordinator at {self.address} is gone ({why}); attach again with coordinator.connect"
@@ -235,14 +256,13 @@ class Link:
             if not future.done():
                 future.set_exception(error)
 
-    async def _why(self, error: BaseException | None) -> str:
-        """The reason in words, from the gRPC status if there is one."""
-        if isinstance(error, TimeoutError):
-            return "no answer in time"
-        if self._stream.done():
-            details = await self._stream.details()
-            code = await self._stream.code()
-            if code is grpc.StatusCode.UNAVAILABLE and "refused" in (details or ""):
-                return "connection refused"
-            return details or code.name.lower()
-        return str(error) or "the stream ended"
+    async def _why(self) -> str:
+        """How the stream ended, in words."""
+        code, details = await self._stream.code(), await self._stream.details()
+        if code is grpc.StatusCode.UNAVAILABLE and "refused" in (details or ""):
+            return "connection refused"
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return "it is not a control address (participants connect there?)"
+        if code is grpc.StatusCode.OK:
+            return "it has closed the connection"
+        return details or code.name.lower()

@@ -23,6 +23,7 @@ from manager.listen import Address, reserve
 from manager.members import Member
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
+from protos.envelope import is_instruction
 
 if TYPE_CHECKING:
     from coordinator.running import RunningCoordinator
@@ -120,6 +121,8 @@ class Attachment:
             raise ValueError(
                 f"call {start.id}: {len(start.payloads)} payloads for {len(members)} participants"
             )
+        if not all(map(is_instruction, start.payloads)):
+            raise ValueError(f"call {start.id}: a payload is neither an instruction nor empty")
 
         owner = _CallOwner(start.id, self._calls, self._writer)
         self._calls[start.id] = self._dispatcher.start(

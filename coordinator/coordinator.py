@@ -153,7 +153,7 @@ def connect(
     participant_proxy_factory: Callable[[Handle], B] | None = None,
     timeout: float = 10.0,
 ) -> Connection[B]:
-    """Attaches to the running coordinator whose control API is at ``address`` (``host:port``).
+    """Attaches to the coordinator whose control API is at ``address`` (``host:port``), once it is up.
 
     Returns a Connection; close it, or use it as a context manager. Raises CoordinatorGone if no coordinator
     answers within ``timeout`` seconds.

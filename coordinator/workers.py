@@ -128,12 +128,13 @@ class Workers:
         worker.heartbeat = link_pb2.Heartbeat()
 
     def ended(self, index: int) -> None:
-        self._lose(self.workers[index])
+        worker = self.workers[index]
+        self._by_identity.pop(worker.identity, None)
+        self._lose(worker)
 
     def _lose(self, worker: Worker) -> None:
         """Nothing will come of this incarnation any more: its participants are lost."""
         worker.downlink.gone()
-        self._by_identity.pop(worker.identity, None)
         worker.orders.clear()
         members = list(worker.members.values())
         worker.members.clear()
@@ -187,6 +188,7 @@ class Workers:
                 self._adopt(worker, hello)
             case Departed(reason):
                 log.info("worker %d says goodbye: %s", worker.index, reason)
+                self._transmit(worker)  # it waits for the acknowledgement
                 self._lose(worker)
             case Silent(seconds):
                 log.error("worker %d has been silent for %.1f s; it is killed", worker.index, seconds)

@@ -56,6 +56,8 @@ from manager.errors import (
 from manager.outcome import Outcome
 from manager.proxy import AsyncParticipantProxy, ParticipantProxy
 from manager.server import ParticipantManager, Server, create_participant_manager
+from protos.messages import instruction
+from protos.tensors import to_array, to_arrays
 
 __all__ = [
     "AddressInUse",
@@ -77,4 +79,7 @@ __all__ = [
     "Server",
     "StartError",
     "create_participant_manager",
+    "instruction",
+    "to_array",
+    "to_arrays",
 ]

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from importlib.metadata import version
-
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported; its chatter helps nobody
 
 import click
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 from manager.backend import Backend
 from manager.loop import LoopThread
 from manager.outcome import Outcome, build
-from manager.proxy import A, B, _Proxy
+from manager.proxy import A, B, _Proxy, serialised
 from protos import stream_pb2
 
 P = TypeVar("P", bound=_Proxy)
@@ -72,16 +72,16 @@ class _Cohort(Sequence[P], Generic[P]):
         if quorum is not None and quorum < 1:
             raise ValueError(f"a quorum of {quorum} makes no sense; it must be at least 1")
         if isinstance(instruction, Message):
-            return self._proxies, [instruction.SerializeToString()]
+            return self._proxies, [serialised(instruction)]
         if isinstance(instruction, Mapping):
             known = set(self._proxies)
             strangers = [proxy for proxy in instruction if proxy not in known]
             if strangers:
                 raise ValueError(f"{strangers[0]!r} is not in this cohort")
-            return list(instruction), [message.SerializeToString() for message in instruction.values()]
+            return list(instruction), [serialised(message) for message in instruction.values()]
         if len(instruction) != len(self):
             raise ValueError(f"{len(instruction)} instructions for {len(self)} participants")
-        return self._proxies, [message.SerializeToString() for message in instruction]
+        return self._proxies, [serialised(message) for message in instruction]
 
     def _let_go(self) -> None:
         if self._release is not None:

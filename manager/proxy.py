@@ -19,6 +19,7 @@ from manager.loop import LoopThread
 from manager.members import Member
 from manager.outcome import decode_failure, decode_result
 from protos import stream_pb2
+from protos.envelope import is_instruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class AsyncParticipantProxy(_Proxy):
         self, message: stream_pb2.ServerMessage, timeout: float | None = None
     ) -> stream_pb2.ParticipantMessage:
         """Like ParticipantProxy.run. Cancelling the task gives the call up."""
-        answer = await self._backend.call_one(self._member, message.SerializeToString(), timeout)
+        answer = await self._backend.call_one(self._member, serialised(message), timeout)
         return _result(self, answer, timeout)
 
 
@@ -94,10 +95,22 @@ class ParticipantProxy(_Proxy):
             ParticipantFailed: it answered with a failure.
             ParticipantLost: its stream or its worker ended first.
             CallTimeout: no answer in time; a late one will be dropped.
+            ValueError: the message is neither an instruction nor empty.
         """
-        payload = message.SerializeToString()
+        payload = serialised(message)
         answer = self._loop.run(self._backend.call_one(self._member, payload, timeout))
         return _result(self, answer, timeout)
+
+
+def serialised(message: stream_pb2.ServerMessage) -> bytes:
+    """The message's bytes. Raises ValueError for what only managers may send, such as a reconnect."""
+    data = message.SerializeToString()
+    if not is_instruction(data):
+        raise ValueError(
+            f"only an instruction or an empty message can be sent to a participant, not a "
+            f"{message.WhichOneof('kind')}"
+        )
+    return data
 
 
 A = TypeVar("A", bound=AsyncParticipantProxy, default=AsyncParticipantProxy)

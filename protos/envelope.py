@@ -38,6 +38,8 @@ class MalformedMessageError(ValueError):
     """Bytes that are no stream message, or chunks that don't add up. The text says why."""
 
 
+_INSTRUCTION_TAG: Final = 1 << 3 | 2
+
 _TAGS: Final = {kind << 3 | 2: kind for kind in Kind if kind}
 
 
@@ -64,6 +66,11 @@ def kind_of(data: bytes) -> Kind:
         f"a ParticipantMessage of {len(data)} bytes holds a {kind.name.lower()} field that doesn't "
         f"end where the message ends"
     )
+
+
+def is_instruction(data: bytes) -> bool:
+    """Whether a serialised ServerMessage is one that a caller may send: an instruction, or empty."""
+    return not data or data[0] == _INSTRUCTION_TAG
 
 
 def split(

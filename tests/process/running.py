@@ -76,7 +76,11 @@ class RunningCoordinator(Process):
             *options,
         ]
         super().__init__(arguments, log, environment)
-        ready = eventually(self._ready, what=f"{' '.join(arguments)} to start")
+        try:
+            ready = eventually(self._ready, what=f"{' '.join(arguments)} to start")
+        except BaseException:
+            self.end()
+            raise
         self.listen: str = ready["listen"]
         self.control: str = ready["control"]
 

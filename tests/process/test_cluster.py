@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -149,7 +151,29 @@ def test_attaching_where_nobody_is_fails_with_a_sentence() -> None:
     with pytest.raises(
         CoordinatorGone, match=r"no coordinator answers at 127\.0\.0\.1:1 \(connection refused\)"
     ):
-        connect("127.0.0.1:1", timeout=5)
+        connect("127.0.0.1:1", timeout=0.5)
+
+
+def test_attaching_waits_for_a_coordinator_that_comes_up(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        control = f"127.0.0.1:{probe.getsockname()[1]}"
+    with ThreadPoolExecutor(1) as threads:
+        attaching = threads.submit(lambda: connect(control, timeout=60))
+        log = tmp_path / "coordinator.log"
+        with (
+            start_coordinator(log, "--workers=1", f"--control={control}"),
+            attaching.result(60) as connection,
+        ):
+            assert connection.status().workers[0].state == "up"
+
+
+def test_attaching_to_the_participants_port_says_so(tmp_path: Path) -> None:
+    with (
+        start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator,
+        pytest.raises(CoordinatorGone, match="not a control address"),
+    ):
+        connect(coordinator.listen, timeout=20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -173,8 +197,6 @@ def test_running_calls_finish_before_it_stops(tmp_path: Path, devices: Devices) 
         with connect(coordinator.control) as connection:
             cohort = connection.get_participants(2, timeout=20)
             proxy = next(proxy for proxy in cohort if proxy.id == device.id)
-            from concurrent.futures import ThreadPoolExecutor
-
             with ThreadPoolExecutor(1) as threads:
                 running = threads.submit(proxy.run, device_instruction("hold", b"last"))
                 assert device.holding.wait(20)

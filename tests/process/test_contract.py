@@ -330,6 +330,20 @@ def test_malformed_bytes_end_the_stream_as_an_invalid_argument(served: Served, d
     assert hello.ended[0].name == "INVALID_ARGUMENT"
 
 
+def test_what_only_managers_may_send_is_refused(served: Served, devices: Devices) -> None:
+    devices.join(served.address)
+    cohort = served.manager.get_participants(1, timeout=10)
+    for message in (
+        stream_pb2.ServerMessage(reconnect=stream_pb2.Reconnect()),
+        stream_pb2.ServerMessage(cancel=stream_pb2.Cancel()),
+        stream_pb2.ServerMessage(chunk=stream_pb2.Chunk(data=b"x")),
+    ):
+        with pytest.raises(ValueError, match="only an instruction or an empty message"):
+            cohort[0].run(message)
+        with pytest.raises(ValueError, match="only an instruction or an empty message"):
+            cohort.run(message)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
