@@ -40,6 +40,17 @@ class Settings:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
+        for name in ("grace", "boot_timeout"):
+            if not getattr(self, name) >= 0:  # nor nan
+                raise ValueError(f"{name} must be seconds of at least 0, not {getattr(self, name)}")
+        if not 0 < self.heartbeat < float("inf"):
+            raise ValueError(f"heartbeat must be seconds above 0, not {self.heartbeat}")
+        for name in ("liveness", "orphan_grace"):
+            if not getattr(self, name) > 2 * self.heartbeat:
+                raise ValueError(
+                    f"{name} must be more than two heartbeats ({2 * self.heartbeat:g} s), "
+                    f"not {getattr(self, name)}: one may be late"
+                )
         if self.log_level not in LOG_LEVELS:
             raise ValueError(f"log_level must be one of {', '.join(LOG_LEVELS)}, not {self.log_level!r}")
         if self.log_format not in LOG_FORMATS:

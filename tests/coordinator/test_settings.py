@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -58,6 +59,29 @@ def test_any_other_link_is_refused(link: str, words: str) -> None:
 def test_an_unknown_way_to_log_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be one of"):
         Settings(**setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"grace": -1.0}, "grace must be seconds of at least 0, not -1.0"),
+        ({"grace": math.nan}, "grace must be"),
+        ({"boot_timeout": math.nan}, "boot_timeout must be"),
+        ({"heartbeat": 0.0}, "heartbeat must be seconds above 0"),
+        ({"heartbeat": math.nan}, "heartbeat must be"),
+        ({"heartbeat": math.inf}, "heartbeat must be"),
+        ({"heartbeat": 1.5}, r"liveness must be more than two heartbeats \(3 s\), not 3.0"),
+        ({"liveness": math.nan}, "liveness must be"),
+        ({"orphan_grace": 1.0}, "orphan_grace must be more than two heartbeats"),
+    ],
+)
+def test_times_that_can_not_work_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Settings(**settings)
+
+
+def test_times_without_end_are_allowed() -> None:
+    assert Settings(grace=0.0, liveness=math.inf, orphan_grace=math.inf)
 
 
 def test_settings_do_not_change() -> None:
