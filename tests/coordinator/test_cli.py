@@ -248,7 +248,7 @@ def test_a_file_that_makes_no_sense_is_a_usage_error(started: Started, config: P
         "share-port = 7",
         "grace = [1]",
         "grace = true",
-        "run-dir = 5",
+        "run-dir = [1]",
     ],
 )
 def test_a_value_of_another_type_is_a_usage_error(started: Started, config: Path, text: str) -> None:
