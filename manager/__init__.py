@@ -56,8 +56,6 @@ from manager.errors import (
 from manager.outcome import Outcome
 from manager.proxy import AsyncParticipantProxy, ParticipantProxy
 from manager.server import ParticipantManager, Server, create_participant_manager
-from protos.messages import instruction
-from protos.tensors import to_array, to_arrays
 
 __all__ = [
     "AddressInUse",
@@ -79,7 +77,4 @@ __all__ = [
     "Server",
     "StartError",
     "create_participant_manager",
-    "instruction",
-    "to_array",
-    "to_arrays",
 ]

@@ -129,7 +129,7 @@ class Dispatcher:
                 if not isinstance(owner, asyncio.Future):
                     owner.finished(call)
                 elif not owner.done():
-                    owner.set_result(call)
+                    owner.set_result(None)  # not the call: the two would keep each other alive
         if self.pool.waiting:
             for grant in self.pool.serve():
                 waiter = self._waiters.pop(grant.request.id)
@@ -169,7 +169,7 @@ class Dispatcher:
         self._schedule()
 
     async def call_one(self, member: Member, payload: bytes, timeout: float | None) -> Answer:
-        waiter: asyncio.Future[Call] = self._loop.create_future()
+        waiter: asyncio.Future[None] = self._loop.create_future()
         call = self.start((member,), (payload,), timeout, None, waiter)
         try:
             await waiter
@@ -185,7 +185,7 @@ class Dispatcher:
         timeout: float | None,
         quorum: int | None,
     ) -> Sequence[Answer]:
-        waiter: asyncio.Future[Call] = self._loop.create_future()
+        waiter: asyncio.Future[None] = self._loop.create_future()
         call = self.start(members, payloads, timeout, quorum, waiter)
         try:
             await waiter
@@ -200,9 +200,9 @@ class Dispatcher:
         payloads: Sequence[bytes],
         timeout: float | None,
         quorum: int | None,
-        owner: Owner | asyncio.Future[Call],
+        owner: Owner | asyncio.Future[None],
     ) -> Call:
-        """Starts a call. A future gets it when it is finished; an Owner is told of every outcome."""
+        """Starts a call. A future is done when it has finished; an Owner is told of every outcome."""
         deadline = None if timeout is None else time.monotonic() + timeout
         call = self.calls.start(
             members,

@@ -133,7 +133,10 @@ class Pool:
             return []
         grants: list[Grant] = []
         held_back: set[Member] = set()
+        leases_wait = any(request.exclusive for request in self._waiting.values())
         for request in list(self._waiting.values()):
+            if len(self._members) < request.minimum and not leases_wait:
+                continue  # without a look at each: thousands may be joining just now
             eligible = self._eligible(request)
             if request.exclusive and held_back:
                 eligible = [member for member in eligible if member not in held_back]
