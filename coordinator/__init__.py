@@ -29,26 +29,67 @@ Who gets which participants, and how each call ends, is decided in the manager p
 which the single-process mode shares.
 """
 
-from coordinator.coordinator import Connection, Coordinator, connect
-from coordinator.errors import CoordinatorGone, WorkerBootError
-from coordinator.settings import Settings
-from manager import (
-    AddressInUse,
-    CallCancelled,
-    CallError,
-    CallTimeout,
-    Closed,
-    Cohort,
-    MusterError,
-    NotEnoughParticipants,
-    Outcome,
-    ParticipantFailed,
-    ParticipantLost,
-    ParticipantProxy,
-    StartError,
-)
-from protos.messages import instruction
-from protos.tensors import to_array, to_arrays
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coordinator import aio
+    from coordinator.coordinator import Connection, Coordinator, connect
+    from coordinator.errors import CoordinatorGone, WorkerBootError
+    from coordinator.settings import Settings
+    from manager.cohort import Cohort
+    from manager.errors import (
+        AddressInUse,
+        CallCancelled,
+        CallError,
+        CallTimeout,
+        Closed,
+        MusterError,
+        NotEnoughParticipants,
+        ParticipantFailed,
+        ParticipantLost,
+        StartError,
+    )
+    from manager.outcome import Outcome
+    from manager.proxy import ParticipantProxy
+    from protos.messages import instruction
+    from protos.tensors import to_array, to_arrays
+
+# Loaded when first used: a command's --help needs none of it, and a worker little.
+_FROM = {
+    "coordinator.coordinator": ["Connection", "Coordinator", "connect"],
+    "coordinator.errors": ["CoordinatorGone", "WorkerBootError"],
+    "coordinator.settings": ["Settings"],
+    "manager.cohort": ["Cohort"],
+    "manager.errors": [
+        "AddressInUse",
+        "CallCancelled",
+        "CallError",
+        "CallTimeout",
+        "Closed",
+        "MusterError",
+        "NotEnoughParticipants",
+        "ParticipantFailed",
+        "ParticipantLost",
+        "StartError",
+    ],
+    "manager.outcome": ["Outcome"],
+    "manager.proxy": ["ParticipantProxy"],
+    "protos.messages": ["instruction"],
+    "protos.tensors": ["to_array", "to_arrays"],
+}
+_MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "aio":
+        return import_module("coordinator.aio")
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
 
 __all__ = [
     "AddressInUse",
@@ -69,6 +110,7 @@ __all__ = [
     "Settings",
     "StartError",
     "WorkerBootError",
+    "aio",
     "connect",
     "instruction",
     "to_array",

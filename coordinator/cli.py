@@ -57,7 +57,11 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
     if unknown:
         names = ", ".join(sorted(str(name) for name in known))
         raise click.BadParameter(f"{path}: unknown setting {', '.join(unknown)}; there are: {names}")
-    ctx.default_map = {**(ctx.default_map or {}), **values}
+    for key, value in values.items():
+        if not isinstance(value, str | int | float):
+            raise click.BadParameter(f"{path}: {key} must be a single value, not {value}")
+    # As if they had been typed, so that they are checked like anything on the command line.
+    ctx.default_map = {**(ctx.default_map or {}), **{key: str(value) for key, value in values.items()}}
 
 
 @main.command()

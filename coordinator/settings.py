@@ -40,6 +40,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if not self.share_port and self.listen.port + self.workers - 1 > 65535:
+            raise ValueError(
+                f"{self.workers} workers need consecutive ports, and {self.listen} is too near 65535"
+            )
         for name in ("grace", "boot_timeout"):
             if not getattr(self, name) >= 0:  # nor nan
                 raise ValueError(f"{name} must be seconds of at least 0, not {getattr(self, name)}")

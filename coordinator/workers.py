@@ -98,7 +98,8 @@ class Workers:
         if link != "ipc":
             address = Address.parse(link.removeprefix("tcp://"))
             try:
-                socket.bind(f"tcp://{address}" if address.port else f"tcp://{address.host}:*")
+                socket.setsockopt(zmq.IPV6, int(":" in address.host))
+                socket.bind(f"tcp://{address}" if address.port else f"tcp://{address}"[:-1] + "*")
             except zmq.ZMQError as error:
                 raise StartError(f"can't listen on the link {link}: {error}") from None
             return socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -226,6 +227,9 @@ class Workers:
 
     def _adopt(self, worker: Worker, hello: link_pb2.Hello) -> None:
         """Makes what is known of the worker's sessions agree with what it says it has."""
+        # Orders on their way to the old handshake will not be obeyed; what they were for is found missing.
+        self.dispatcher.settle_now()
+        worker.orders.clear()
         said = {join.session: join for join in hello.sessions}
         for session, member in list(worker.members.items()):
             if session not in said:

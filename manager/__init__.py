@@ -39,23 +39,62 @@ options.py        how command-line options are declared
 ================  =============================================================================
 """
 
-from manager.calls import OutcomeKind
-from manager.cohort import AsyncCohort, Cohort
-from manager.errors import (
-    AddressInUse,
-    CallCancelled,
-    CallError,
-    CallTimeout,
-    Closed,
-    MusterError,
-    NotEnoughParticipants,
-    ParticipantFailed,
-    ParticipantLost,
-    StartError,
-)
-from manager.outcome import Outcome
-from manager.proxy import AsyncParticipantProxy, ParticipantProxy
-from manager.server import ParticipantManager, Server, create_participant_manager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from manager.calls import OutcomeKind
+    from manager.cohort import AsyncCohort, Cohort
+    from manager.errors import (
+        AddressInUse,
+        CallCancelled,
+        CallError,
+        CallTimeout,
+        Closed,
+        MusterError,
+        NotEnoughParticipants,
+        ParticipantFailed,
+        ParticipantLost,
+        StartError,
+    )
+    from manager.outcome import Outcome
+    from manager.proxy import AsyncParticipantProxy, ParticipantProxy
+    from manager.server import ParticipantManager, Server, create_participant_manager
+    from protos.messages import instruction
+    from protos.tensors import to_array, to_arrays
+
+# Loaded when first used: a command's --help needs none of it, and a worker little.
+_FROM = {
+    "manager.calls": ["OutcomeKind"],
+    "manager.cohort": ["AsyncCohort", "Cohort"],
+    "manager.errors": [
+        "AddressInUse",
+        "CallCancelled",
+        "CallError",
+        "CallTimeout",
+        "Closed",
+        "MusterError",
+        "NotEnoughParticipants",
+        "ParticipantFailed",
+        "ParticipantLost",
+        "StartError",
+    ],
+    "manager.outcome": ["Outcome"],
+    "manager.proxy": ["AsyncParticipantProxy", "ParticipantProxy"],
+    "manager.server": ["ParticipantManager", "Server", "create_participant_manager"],
+    "protos.messages": ["instruction"],
+    "protos.tensors": ["to_array", "to_arrays"],
+}
+_MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
 
 __all__ = [
     "AddressInUse",
@@ -77,4 +116,7 @@ __all__ = [
     "Server",
     "StartError",
     "create_participant_manager",
+    "instruction",
+    "to_array",
+    "to_arrays",
 ]

@@ -95,7 +95,10 @@ class Dispatcher:
         self._schedule()
 
     def found(self, member: Member, tag: int) -> None:
-        """The member's worker says that it works on the instruction with this tag (0: on none)."""
+        """The member's worker says that it works on the instruction with this tag (0: on none).
+
+        What was meant for it must have been carried out before (``settle_now``), or be forgotten.
+        """
         self.calls.found(member, tag)
         self._schedule()
 
@@ -106,6 +109,10 @@ class Dispatcher:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._settle)
+
+    def settle_now(self) -> None:
+        """Carries out the effects without waiting for the end of the turn."""
+        self._settle()
 
     def _settle(self) -> None:
         """Carries out whatever the last events have led to."""

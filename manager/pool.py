@@ -66,7 +66,8 @@ class Pool:
         self._members: dict[int, Member] = {}
         self._by_id: dict[str, Member] = {}
         self._waiting: dict[int, Request] = {}
-        self._leases: dict[int, list[Member]] = {}
+        self._leases: dict[int, dict[int, Member]] = {}  # by request, then by key
+        self._changed = False
 
     def __len__(self) -> int:
         return len(self._members)
@@ -96,6 +97,7 @@ class Pool:
         replaced = self._by_id.get(member.participant_id)
         self._members[member.key] = member
         self._by_id[member.participant_id] = member
+        self._changed = True
         return replaced
 
     def leave(self, member: Member) -> None:
@@ -106,8 +108,9 @@ class Pool:
         if self._by_id.get(member.participant_id) is member:
             del self._by_id[member.participant_id]
         if member.lease is not None:
-            self._leases[member.lease].remove(member)
+            del self._leases[member.lease][member.key]
             member.lease = None
+        self._changed = True
 
     def ask(self, request: Request) -> None:
         if request.id in self._waiting or request.id in self._leases:
@@ -115,15 +118,18 @@ class Pool:
         if request.deadline is not None and math.isnan(request.deadline):
             raise ValueError(f"the deadline of request {request.id} is not a number")
         self._waiting[request.id] = request
+        self._changed = True
 
     def abandon(self, request_id: int) -> None:
         """Nobody waits for the request any more; if it was just granted as a lease, that is released."""
         self._waiting.pop(request_id, None)
+        self._changed = True  # it may have held participants back
         self.release(request_id)
 
     def release(self, request_id: int) -> None:
-        for member in self._leases.pop(request_id, ()):
+        for member in self._leases.pop(request_id, {}).values():
             member.lease = None
+            self._changed = True
 
     # What came of them
 
@@ -131,9 +137,13 @@ class Pool:
         """Grants what can be granted now, in the order of asking."""
         if not self._waiting:
             return []
+        # Only leases depend on who is idle, which changes all the time.
+        leases_wait = any(request.exclusive for request in self._waiting.values())
+        if not self._changed and not leases_wait:
+            return []
+        self._changed = False
         grants: list[Grant] = []
         held_back: set[Member] = set()
-        leases_wait = any(request.exclusive for request in self._waiting.values())
         for request in list(self._waiting.values()):
             if len(self._members) < request.minimum and not leases_wait:
                 continue  # without a look at each: thousands may be joining just now
@@ -153,6 +163,7 @@ class Pool:
         for request in list(self._waiting.values()):
             if request.deadline is not None and request.deadline <= now:
                 del self._waiting[request.id]
+                self._changed = True
                 by_worker = Counter(member.worker for member in self._eligible(request))
                 shortages.append(Shortage(request, by_worker, len(self), now - request.asked_at))
         return shortages
@@ -180,7 +191,7 @@ class Pool:
         if maximum is not None and maximum < len(eligible):
             eligible = self._rng.sample(eligible, maximum)
         if request.exclusive:
-            self._leases[request.id] = list(eligible)
+            self._leases[request.id] = {member.key: member for member in eligible}
             for member in eligible:
                 member.lease = request.id
         return eligible

@@ -235,7 +235,6 @@ def test_a_file_that_makes_no_sense_is_a_usage_error(started: Started, config: P
     started.refuse(f"--config={config}")
 
 
-@pytest.mark.xfail(strict=True, reason="read_config passes TOML's values to click unchecked")
 @pytest.mark.parametrize(
     "text",
     [
@@ -297,7 +296,6 @@ def test_every_command_and_option_explains_itself(command: str | None) -> None:
             assert parameter.help, parameter.name
 
 
-@pytest.mark.xfail(strict=True, reason="importing the packages coordinator and manager imports grpc and zmq")
 def test_help_does_not_wait_for_grpc() -> None:
     program = "import sys, coordinator.cli; sys.exit('grpc' in sys.modules or 'zmq' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=30).returncode == 0
