@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -19,7 +20,7 @@ import grpc.aio
 from coordinator.batches import BatchWriter
 from coordinator.control import CONTROL_OPTIONS, CONTROL_VERSION
 from coordinator.errors import CoordinatorGone
-from manager.backend import Acquired
+from manager.backend import Acquired, Running
 from manager.calls import Answer, OutcomeKind
 from manager.errors import Closed, MusterError, NotEnoughParticipants
 from manager.members import Member
@@ -39,9 +40,10 @@ class _PendingRequest:
 
 @dataclass(slots=True)
 class _PendingCall:
-    future: asyncio.Future[list[Answer]]
+    id: int
+    waiter: asyncio.Future[None]
     pending: int
-    answers: list[Answer] = field(default_factory=list)
+    outcomes: list[Answer | None] = field(default_factory=list)
 
 
 class Link:
@@ -139,30 +141,24 @@ class Link:
         if self._error is None:
             self._writer.add("releases", acquired_id)
 
-    async def call_one(self, member: Member, payload: bytes, timeout: float | None) -> Answer:
-        return (await self.call((member,), (payload,), timeout, None))[0]
-
-    async def call(
+    def start_call(
         self,
         members: Sequence[Member],
         payloads: Sequence[bytes],
         timeout: float | None,
         quorum: int | None,
-    ) -> Sequence[Answer]:
+    ) -> _PendingCall:
         self._check()
+        call = _PendingCall(next(self._ids), asyncio.get_running_loop().create_future(), len(members))
+        call.outcomes = [(OutcomeKind.LOST, b"")] * len(members)
         if not members:
-            return []
-        number = next(self._ids)
-        call = _PendingCall(
-            asyncio.get_running_loop().create_future(),
-            len(members),
-            [(OutcomeKind.LOST, b"")] * len(members),
-        )
-        self._calls[number] = call
+            call.waiter.set_result(None)
+            return call
+        self._calls[call.id] = call
         self._writer.add(
             "calls",
             control_pb2.StartCall(
-                id=number,
+                id=call.id,
                 participants=[member.key for member in members],
                 payloads=payloads,
                 timeout_seconds=timeout,
@@ -170,13 +166,12 @@ class Link:
             ),
             size=sum(map(len, payloads)) + 8 * len(members),
         )
-        try:
-            return await call.future
-        except asyncio.CancelledError:
+        return call
+
+    def give_up_call(self, call: Running) -> None:
+        number = cast(_PendingCall, call).id
+        if self._calls.pop(number, None) is not None:
             self._writer.add("cancels", number)
-            raise
-        finally:
-            self._calls.pop(number, None)
 
     def _check(self) -> None:
         if self._error is not None:
@@ -222,10 +217,12 @@ class Link:
         for settled in batch.settled:
             call = self._calls.get(settled.call)
             if call is not None:
-                call.answers[settled.index] = (OutcomeKind(settled.outcome), settled.answer)
+                call.outcomes[settled.index] = (OutcomeKind(settled.outcome), settled.answer)
                 call.pending -= 1
-                if call.pending == 0 and not call.future.done():
-                    call.future.set_result(call.answers)
+                if call.pending == 0:
+                    del self._calls[settled.call]
+                    if not call.waiter.done():
+                        call.waiter.set_result(None)
         for key in batch.gone:
             if (member := self._members.pop(key, None)) is not None:
                 member.gone = True
@@ -248,9 +245,9 @@ class Link:
             return
         self._error = error
         self._writer.close()
-        pending: list[asyncio.Future[Acquired] | asyncio.Future[list[Answer]]] = [
+        pending: list[asyncio.Future[Acquired] | asyncio.Future[None]] = [
             *(request.future for request in self._requests.values()),
-            *(call.future for call in self._calls.values()),
+            *(call.waiter for call in self._calls.values()),
         ]
         for future in pending:
             if not future.done():

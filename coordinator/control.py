@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from coordinator.batches import BatchWriter
-from manager.calls import Answer, Call, OutcomeKind
+from manager.calls import Answer, Call
 from manager.errors import AddressInUse, Closed, NotEnoughParticipants
 from manager.listen import Address, reserve
 from manager.members import Member
@@ -57,7 +57,7 @@ class Attachment:
             self._start(start)
         for call_id in batch.cancels:
             if (call := self._calls.get(call_id)) is not None:
-                self._dispatcher.give_up(call, OutcomeKind.CANCELLED)
+                self._dispatcher.give_up_call(call)
 
     def gone(self, member: Member) -> None:
         """A member's session has ended."""
@@ -73,7 +73,7 @@ class Attachment:
         for request in list(self._leases):
             self._release(request)
         for call in list(self._calls.values()):
-            self._dispatcher.give_up(call, OutcomeKind.CANCELLED)
+            self._dispatcher.give_up_call(call)
 
     async def _acquire(self, acquire: control_pb2.Acquire) -> None:
         try:
@@ -124,17 +124,17 @@ class Attachment:
         if not all(map(is_instruction, start.payloads)):
             raise ValueError(f"call {start.id}: a payload is neither an instruction nor empty")
 
-        owner = _CallOwner(start.id, self._calls, self._writer)
-        self._calls[start.id] = self._dispatcher.start(
+        waiter = _CallWaiter(start.id, self._calls, self._writer)
+        self._calls[start.id] = self._dispatcher.stream_call(
             members,
             start.payloads,
             start.timeout_seconds if start.HasField("timeout_seconds") else None,
             start.quorum if start.HasField("quorum") else None,
-            owner,
+            waiter,
         )
 
 
-class _CallOwner:
+class _CallWaiter:
     """Passes the outcomes of one call on to the script that made it."""
 
     def __init__(self, id: int, calls: dict[int, Call], writer: BatchWriter[control_pb2.ServerBatch]) -> None:

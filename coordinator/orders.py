@@ -6,6 +6,7 @@ once.
 
 from __future__ import annotations
 
+from manager.members import Member
 from protos import link_pb2
 from protos.frames import Buffer, pack
 
@@ -13,30 +14,23 @@ from protos.frames import Buffer, pack
 class OrdersBatch:
     """One batch in the making."""
 
-    __slots__ = ("_cancel_sessions", "_cancel_tags", "_ends", "_indices", "_payloads", "_sessions", "_tags")
+    __slots__ = ("_cancel_sessions", "_cancel_tags", "_ends", "_sends")
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        self._payloads: list[bytes] = []
-        self._sessions: list[int] = []
-        self._tags: list[int] = []
-        self._indices: list[int] = []
+        self._sends: list[tuple[Member, int, bytes]] = []
         self._cancel_sessions: list[int] = []
         self._cancel_tags: list[int] = []
         self._ends: list[int] = []
 
     def __bool__(self) -> bool:
-        return bool(self._sessions or self._cancel_sessions or self._ends)
+        return bool(self._sends or self._cancel_sessions or self._ends)
 
-    def instruct(self, session: int, tag: int, payload: bytes) -> None:
-        payloads = self._payloads
-        if not payloads or payloads[-1] is not payload:
-            payloads.append(payload)
-        self._sessions.append(session)
-        self._tags.append(tag)
-        self._indices.append(len(payloads) - 1)
+    def instruct(self, send: tuple[Member, int, bytes]) -> None:
+        """Adds an instruction: whose, its tag, its payload."""
+        self._sends.append(send)
 
     def cancel(self, session: int, tag: int) -> None:
         self._cancel_sessions.append(session)
@@ -47,15 +41,22 @@ class OrdersBatch:
 
     def take(self) -> tuple[link_pb2.Orders, list[Buffer]]:
         """The batch and its payload frames; begins a new one."""
+        payloads: list[Buffer] = []
+        indices: list[int] = []
+        last: bytes | None = None
+        for _, _, payload in self._sends:
+            if payload is not last:
+                payloads.append(payload)
+                last = payload
+            indices.append(len(payloads) - 1)
         orders = link_pb2.Orders(
-            payload_sizes=[len(payload) for payload in self._payloads],
-            instruct_sessions=self._sessions,
-            instruct_tags=self._tags,
-            instruct_payloads=self._indices,
+            payload_sizes=list(map(len, payloads)),
+            instruct_sessions=[send[0].session for send in self._sends],
+            instruct_tags=[send[1] for send in self._sends],
+            instruct_payloads=indices,
             cancel_sessions=self._cancel_sessions,
             cancel_tags=self._cancel_tags,
             end_sessions=self._ends,
         )
-        frames = pack(self._payloads)
         self.clear()
-        return orders, frames
+        return orders, pack(payloads)

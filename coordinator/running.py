@@ -74,7 +74,8 @@ class RunningCoordinator:
                 listen = settings.listen
             self.listen = str(listen)
             self._run_dir = _make_run_dir(settings.run_dir)
-            epoch = secrets.randbits(31)  # tells this life of the coordinator from any other
+            # Tells this life of the coordinator from others. Tags begin here, too: small ones are cheap.
+            epoch = 1 + secrets.randbits(29)
             workers = self._workers = Workers(settings, self._run_dir, epoch)
             supervisor = self._supervisor = Supervisor(settings, listen, workers.endpoint, workers)
             workers.on_booted, workers.on_silent = supervisor.booted, supervisor.kill

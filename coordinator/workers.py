@@ -65,7 +65,7 @@ class Workers:
         except BaseException:
             self._socket.close()
             raise
-        self.dispatcher = Dispatcher(self, first_tag=(epoch << 32) + 1)
+        self.dispatcher = Dispatcher(self, first_tag=epoch)
         self.workers = [Worker(index, self._new_downlink(index, 0)) for index in range(settings.workers)]
         self.on_booted: Callable[[int], None] = lambda index: None
         self.on_silent: Callable[[int], None] = lambda index: None
@@ -200,11 +200,9 @@ class Workers:
         dispatcher, members = self.dispatcher, worker.members
         for join in report.joins:
             self._join(worker, join)
-        answered, get = dispatcher.answered, members.get
-        for session, tag, answer in zip(report.answer_sessions, report.answer_tags, answers, strict=True):
-            member = get(session)
-            if member is not None:
-                answered(member, tag, answer)
+        dispatcher.answered(
+            zip(map(members.get, report.answer_sessions), report.answer_tags, answers, strict=True)
+        )
         for session in report.end_sessions:
             member = members.pop(session, None)
             if member is not None:
@@ -257,8 +255,8 @@ class Workers:
 
     def instruct(self, sends: Sequence[tuple[Member, int, bytes]]) -> None:
         workers = self.workers
-        for member, tag, payload in sends:
-            workers[member.worker].orders.instruct(member.session, tag, payload)
+        for send in sends:
+            workers[send[0].worker].orders.instruct(send)
         self._schedule_flush()
 
     def cancel(self, member: Member, tag: int) -> None:

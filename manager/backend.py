@@ -6,9 +6,10 @@ script attached to a running coordinator (coordinator/client.py). All methods ru
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from manager.calls import Answer
 from manager.members import Member
@@ -20,6 +21,20 @@ class Acquired:
 
     id: int
     members: Sequence[Member]
+
+
+class Running(Protocol):
+    """A call that has been started."""
+
+    @property
+    def waiter(self) -> asyncio.Future[None]:
+        """Done when the call has finished."""
+        ...
+
+    @property
+    def outcomes(self) -> Sequence[Answer | None]:
+        """In the order of its members."""
+        ...
 
 
 class Backend(Protocol):
@@ -39,16 +54,26 @@ class Backend(Protocol):
         """Ends a lease; does nothing if it has ended already."""
         ...
 
-    async def call_one(self, member: Member, payload: bytes, timeout: float | None) -> Answer:
-        """Sends one serialised ServerMessage and waits for how it ends."""
-        ...
-
-    async def call(
+    def start_call(
         self,
         members: Sequence[Member],
         payloads: Sequence[bytes],
         timeout: float | None,
         quorum: int | None,
-    ) -> Sequence[Answer]:
-        """The same to many: ``payloads`` holds one message for all, or one for each."""
+    ) -> Running:
+        """Sends serialised ServerMessages: one for all members, or one for each."""
         ...
+
+    def give_up_call(self, call: Running) -> None:
+        """Ends the call everywhere; does nothing if it has finished."""
+        ...
+
+
+async def finish(backend: Backend, call: Running) -> Sequence[Answer]:
+    """Waits for a call; gives it up if the waiting task is cancelled."""
+    try:
+        await call.waiter
+    except asyncio.CancelledError:
+        backend.give_up_call(call)
+        raise
+    return cast(Sequence[Answer], call.outcomes)

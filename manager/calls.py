@@ -48,7 +48,7 @@ class Call:
     """One instruction, or one each, to some members. Made by ``CallTable.start``.
 
     ``payloads`` holds one instruction for all, or one for each member. ``outcomes`` is parallel to
-    ``members``, with None for those that have not ended. ``owner`` is whatever the caller of the table hung
+    ``members``, with None for those that have not ended. ``waiter`` is whatever the caller of the table hung
     on it; with ``stream`` each of its outcomes shows up in ``CallTable.settled``.
     """
 
@@ -56,12 +56,12 @@ class Call:
         "id",
         "members",
         "outcomes",
-        "owner",
         "payloads",
         "pending",
         "quorum",
         "results",
         "stream",
+        "waiter",
     )
 
     def __init__(
@@ -70,14 +70,14 @@ class Call:
         members: Sequence[Member],
         payloads: Sequence[bytes],
         quorum: int | None,
-        owner: Any,
+        waiter: Any,
         stream: bool,
     ) -> None:
         self.id = id
         self.members = members
         self.payloads = payloads
         self.quorum = quorum
-        self.owner = owner
+        self.waiter = waiter
         self.stream = stream
         self.pending = len(members)
         self.outcomes: list[Answer | None] = [None] * self.pending
@@ -114,7 +114,7 @@ class CallTable:
         *,
         deadline: float | None = None,
         quorum: int | None = None,
-        owner: Any = None,
+        waiter: Any = None,
         stream: bool = False,
     ) -> Call:
         """Sends ``payloads[0]`` to all ``members``, or ``payloads[i]`` to ``members[i]``."""
@@ -122,7 +122,7 @@ class CallTable:
             raise ValueError(f"{len(payloads)} instructions for {len(members)} participants")
         if deadline is not None and math.isnan(deadline):
             raise ValueError("the deadline of a call is not a number")  # it would block all others'
-        call = Call(self._next_call, members, payloads, quorum, owner, stream)
+        call = Call(self._next_call, members, payloads, quorum, waiter, stream)
         self._next_call += 1
         self._running += 1
         if deadline is not None:

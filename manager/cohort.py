@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
-from manager.backend import Backend
+from manager.backend import Backend, finish
+from manager.calls import Answer
 from manager.loop import LoopThread
 from manager.outcome import Outcome, build
 from manager.proxy import A, B, _Proxy, serialised
@@ -104,7 +105,8 @@ class AsyncCohort(_Cohort[A]):
         """Like Cohort.run. Cancelling the task gives the call up everywhere."""
         proxies, payloads = self._prepare(instruction, quorum)
         members = [proxy._member for proxy in proxies]
-        return build(proxies, await self._backend.call(members, payloads, timeout, quorum))
+        call = self._backend.start_call(members, payloads, timeout, quorum)
+        return build(proxies, await finish(self._backend, call))
 
     def release(self) -> None:
         """Ends the lease, if this cohort has one."""
@@ -155,7 +157,11 @@ class Cohort(_Cohort[B]):
         """
         proxies, payloads = self._prepare(instruction, quorum)
         members = [proxy._member for proxy in proxies]
-        return build(proxies, self._loop.run(self._backend.call(members, payloads, timeout, quorum)))
+
+        async def call() -> Sequence[Answer]:
+            return await finish(self._backend, self._backend.start_call(members, payloads, timeout, quorum))
+
+        return build(proxies, self._loop.run(call()))
 
     def release(self) -> None:
         """Ends the lease, if this cohort has one. Runs that are under way go on."""

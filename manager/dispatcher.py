@@ -13,11 +13,11 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, cast
 
-from manager.backend import Acquired
-from manager.calls import Answer, Call, CallTable, OutcomeKind, Payload
+from manager.backend import Acquired, Running
+from manager.calls import Call, CallTable, OutcomeKind, Payload
 from manager.errors import Closed, NotEnoughParticipants
 from manager.members import Member
 from manager.pool import Pool, Request, Shortage
@@ -39,7 +39,7 @@ class Transport(Protocol):
         ...
 
 
-class Owner(Protocol):
+class Waiter(Protocol):
     """Who is told how a call goes, one outcome at a time."""
 
     def settled(self, call: Call, index: int) -> None: ...
@@ -56,7 +56,7 @@ class Dispatcher:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
-        self._waiters: dict[int, asyncio.Future[Acquired]] = {}
+        self._requests: dict[int, asyncio.Future[Acquired]] = {}
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -81,10 +81,13 @@ class Dispatcher:
             self.ended(replaced)
         self._schedule()
 
-    def answered(self, member: Member, tag: int, answer: Payload) -> None:
-        self.calls.answered(member, tag, answer)
-        if not self._scheduled:
-            self._schedule()
+    def answered(self, answers: Iterable[tuple[Member | None, int, Payload]]) -> None:
+        """Members have answered the instructions with these tags. None stands for one that is gone."""
+        answered = self.calls.answered
+        for member, tag, answer in answers:
+            if member is not None:
+                answered(member, tag, answer)
+        self._schedule()
 
     def ended(self, member: Member) -> None:
         if member.gone:
@@ -128,20 +131,20 @@ class Dispatcher:
         if calls.settled:
             settled, calls.settled = calls.settled, []
             for call, index in settled:
-                call.owner.settled(call, index)
+                call.waiter.settled(call, index)
         if calls.finished:
             finished, calls.finished = calls.finished, []
             for call in finished:
-                owner = call.owner
-                if not isinstance(owner, asyncio.Future):
-                    owner.finished(call)
-                elif not owner.done():
-                    owner.set_result(None)  # not the call: the two would keep each other alive
+                waiter = call.waiter
+                if call.stream:
+                    waiter.finished(call)
+                elif not waiter.done():
+                    waiter.set_result(None)  # not the call: the two would keep each other alive
         if self.pool.waiting:
             for grant in self.pool.serve():
-                waiter = self._waiters.pop(grant.request.id)
-                if not waiter.done():
-                    waiter.set_result(Acquired(grant.request.id, grant.members))
+                request = self._requests.pop(grant.request.id)
+                if not request.done():
+                    request.set_result(Acquired(grant.request.id, grant.members))
 
     # Backend
 
@@ -158,7 +161,7 @@ class Dispatcher:
         deadline = None if timeout is None else now + timeout
         request = Request(next(self._ids), minimum, maximum, where, now, deadline, exclusive)
         waiter: asyncio.Future[Acquired] = self._loop.create_future()
-        self._waiters[request.id] = waiter
+        self._requests[request.id] = waiter
         self.pool.ask(request)
         self._schedule()
         self._watch(deadline)
@@ -166,7 +169,7 @@ class Dispatcher:
             return await waiter
         except asyncio.CancelledError:
             # It may have been granted in the very tick in which the caller gave up.
-            self._waiters.pop(request.id, None)
+            self._requests.pop(request.id, None)
             self.pool.abandon(request.id)
             self._schedule()
             raise
@@ -175,60 +178,49 @@ class Dispatcher:
         self.pool.release(acquired_id)
         self._schedule()
 
-    async def call_one(self, member: Member, payload: bytes, timeout: float | None) -> Answer:
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        call = self.start((member,), (payload,), timeout, None, waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            self.give_up(call, OutcomeKind.CANCELLED)
-            raise
-        return cast(Answer, call.outcomes[0])
-
-    async def call(
+    def start_call(
         self,
         members: Sequence[Member],
         payloads: Sequence[bytes],
         timeout: float | None,
         quorum: int | None,
-    ) -> Sequence[Answer]:
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        call = self.start(members, payloads, timeout, quorum, waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            self.give_up(call, OutcomeKind.CANCELLED)
-            raise
-        return cast(list[Answer], call.outcomes)
-
-    def start(
-        self,
-        members: Sequence[Member],
-        payloads: Sequence[bytes],
-        timeout: float | None,
-        quorum: int | None,
-        owner: Owner | asyncio.Future[None],
     ) -> Call:
-        """Starts a call. A future is done when it has finished; an Owner is told of every outcome."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        call = self.calls.start(
-            members,
-            payloads,
-            deadline=deadline,
-            quorum=quorum,
-            owner=owner,
-            stream=not isinstance(owner, asyncio.Future),
-        )
+        return self._start(members, payloads, timeout, quorum, self._loop.create_future(), stream=False)
+
+    def give_up_call(self, call: Running) -> None:
+        self.calls.give_up(cast(Call, call), OutcomeKind.CANCELLED)
+        self._schedule()
+
+    def stream_call(
+        self,
+        members: Sequence[Member],
+        payloads: Sequence[bytes],
+        timeout: float | None,
+        quorum: int | None,
+        waiter: Waiter,
+    ) -> Call:
+        """Like ``start_call``, but ``waiter`` is told of every outcome as it comes."""
+        return self._start(members, payloads, timeout, quorum, waiter, stream=True)
+
+    def _start(
+        self,
+        members: Sequence[Member],
+        payloads: Sequence[bytes],
+        timeout: float | None,
+        quorum: int | None,
+        waiter: Waiter | asyncio.Future[None],
+        *,
+        stream: bool,
+    ) -> Call:
         if not self._scheduled:
             self._schedule()
-        if deadline is not None:
-            self._watch(deadline)
-        return call
-
-    def give_up(self, call: Call, kind: OutcomeKind) -> None:
-        """Ends a call early; does nothing if it has finished."""
-        self.calls.give_up(call, kind)
-        self._schedule()
+        if timeout is None:
+            return self.calls.start(members, payloads, quorum=quorum, waiter=waiter, stream=stream)
+        deadline = time.monotonic() + timeout
+        self._watch(deadline)
+        return self.calls.start(
+            members, payloads, deadline=deadline, quorum=quorum, waiter=waiter, stream=stream
+        )
 
     # Time
 
@@ -245,7 +237,7 @@ class Dispatcher:
         now = time.monotonic()
         self.calls.expire(now)
         for shortage in self.pool.expire(now):
-            waiter = self._waiters.pop(shortage.request.id)
+            waiter = self._requests.pop(shortage.request.id)
             if not waiter.done():
                 waiter.set_exception(_not_enough(shortage))
         self._schedule()
@@ -257,7 +249,7 @@ class Dispatcher:
         for member in self.pool:
             self.ended(member)
         self._settle()
-        for waiter in self._waiters.values():
+        for waiter in self._requests.values():
             if not waiter.done():
                 waiter.set_exception(Closed("closed while waiting for participants"))
         if self._timer is not None:

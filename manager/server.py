@@ -55,7 +55,7 @@ class _LocalManager:
         self.dispatcher.joined(member)
 
     def answered(self, stream: Stream, answer: bytes) -> None:
-        self.dispatcher.answered(self._members[stream.id], stream.tag, answer)
+        self.dispatcher.answered([(self._members[stream.id], stream.tag, answer)])
 
     def ended(self, stream: Stream, reason: EndReason.ValueType) -> None:
         member = self._members.pop(stream.id, None)

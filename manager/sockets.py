@@ -59,7 +59,9 @@ class LinkSocket:
     def send(self, frames: Sequence[Buffer]) -> bool:
         """Sends without waiting. False if ZeroMQ could not take the message: the peer is gone or too slow."""
         try:
-            self.socket.send_multipart(frames, zmq.DONTWAIT, copy=False)
+            # Copying is cheaper than keeping count of who still needs a small buffer.
+            copy = all(len(frame) < OWN_FRAME for frame in frames)
+            self.socket.send_multipart(frames, zmq.DONTWAIT, copy=copy)
             return True
         except zmq.Again:
             log.debug("the link's queue is full; a message will have to be repeated")

@@ -9,6 +9,7 @@ ZeroMQ costs per frame.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Sized
+from itertools import accumulate, pairwise
 from typing import Final
 
 from protos import link_pb2
@@ -47,6 +48,11 @@ def unpack(frames: Sequence[Buffer], sizes: Sequence[int]) -> list[Buffer]:
     if not frames:
         raise MalformedFramesError(f"no payload frames, though the header lists {len(sizes)} payloads")
     packed = bytes(frames[0])
+    if len(frames) == 1 and max(sizes) < OWN_FRAME:
+        ends = list(accumulate(sizes, initial=0))
+        if ends[-1] != len(packed):
+            raise MalformedFramesError("the packed frame holds more or less than the header lists")
+        return [packed[start:end] for start, end in pairwise(ends)]
     payloads: list[Buffer] = []
     offset, own = 0, 1
     for size in sizes:

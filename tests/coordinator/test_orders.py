@@ -6,8 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.orders import OrdersBatch
+from manager.members import Member
 from protos import link_pb2
 from protos.frames import OWN_FRAME, check_orders, unpack
+from tests.manager.support import make_member
+
+
+def to(session: int, tag: int, payload: bytes) -> tuple[Member, int, bytes]:
+    """An instruction as the table of calls notes it."""
+    return make_member(session), tag, payload
 
 
 def test_a_new_batch_is_empty() -> None:
@@ -18,7 +25,7 @@ def test_a_new_batch_is_empty() -> None:
 
 def test_each_kind_of_order_makes_it_worth_sending() -> None:
     instruct, cancel, end = OrdersBatch(), OrdersBatch(), OrdersBatch()
-    instruct.instruct(1, 2, b"")
+    instruct.instruct(to(1, 2, b""))
     cancel.cancel(1, 2)
     end.end(1)
     assert instruct
@@ -30,7 +37,7 @@ def test_a_broadcast_is_packed_once() -> None:
     batch = OrdersBatch()
     payload = bytes(OWN_FRAME)
     for session in range(100):
-        batch.instruct(session, session + 1, payload)
+        batch.instruct(to(session, session + 1, payload))
     orders, frames = batch.take()
     assert list(orders.payload_sizes) == [OWN_FRAME]
     assert list(orders.instruct_payloads) == [0] * 100
@@ -39,12 +46,12 @@ def test_a_broadcast_is_packed_once() -> None:
 
 def test_taking_begins_a_new_batch() -> None:
     batch = OrdersBatch()
-    batch.instruct(1, 2, b"a")
+    batch.instruct(to(1, 2, b"a"))
     batch.cancel(3, 4)
     batch.end(5)
     orders, frames = batch.take()
     assert not batch
-    batch.instruct(1, 9, b"b")
+    batch.instruct(to(1, 9, b"b"))
     assert orders == link_pb2.Orders(
         payload_sizes=[1],
         instruct_sessions=[1],
@@ -59,7 +66,7 @@ def test_taking_begins_a_new_batch() -> None:
 
 def test_clearing_drops_everything() -> None:
     batch = OrdersBatch()
-    batch.instruct(1, 2, b"a")
+    batch.instruct(to(1, 2, b"a"))
     batch.cancel(3, 4)
     batch.end(5)
     batch.clear()
@@ -74,7 +81,7 @@ def test_everyone_gets_their_own_instruction(instructions: list[tuple[int, int, 
     payloads = [b"", b"short", bytes(OWN_FRAME), b"other"]
     batch = OrdersBatch()
     for session, tag, which in instructions:
-        batch.instruct(session, tag, payloads[which])
+        batch.instruct(to(session, tag, payloads[which]))
     orders, frames = batch.take()
     parsed = link_pb2.Orders.FromString(orders.SerializeToString())
     check_orders(parsed)

@@ -180,11 +180,11 @@ def test_the_same_answer_twice_counts_once() -> None:
 def test_outcomes_are_streamed_only_for_calls_that_want_it() -> None:
     table, members = CallTable(), make_members(2)
     table.start([members[0]], [b"go"])
-    streaming = table.start([members[1]], [b"go"], owner="me", stream=True)
+    streaming = table.start([members[1]], [b"go"], waiter="me", stream=True)
     for member in members:
         table.answered(member, member.tag, RESULT)
     assert table.settled == [(streaming, 0)]
-    assert streaming.owner == "me"
+    assert streaming.waiter == "me"
     assert len(table.finished) == 2
 
 
