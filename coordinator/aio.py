@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from coordinator.client import Link
 from coordinator.running import RunningCoordinator
-from coordinator.settings import Settings
+from coordinator.settings import make_settings
 from manager.backend import Backend
 from manager.cohort import AsyncCohort as Cohort
 from manager.listen import Address
@@ -15,14 +15,6 @@ from manager.participants import AsyncParticipants
 from manager.proxy import A, Handle
 from manager.proxy import AsyncParticipantProxy as ParticipantProxy
 from protos import control_pb2
-
-
-def make_settings(**options: Any) -> Settings:
-    """Settings from keyword arguments, in which addresses may be strings and None means the default."""
-    for name in ("listen", "control"):
-        if isinstance(options.get(name), str):
-            options[name] = Address.parse(options[name])
-    return Settings(**{name: value for name, value in options.items() if value is not None})
 
 
 class Coordinator(AsyncParticipants[A]):
@@ -90,8 +82,7 @@ class Connection(AsyncParticipants[A]):
 
     async def status(self) -> control_pb2.Status:
         """What there is and what goes on, as ``coordinator status`` shows it."""
-        status: control_pb2.Status = await self._link.stub.GetStatus(control_pb2.StatusRequest())
-        return status
+        return await self._link.status()
 
     async def close(self) -> None:
         """Detaches; leases and calls of this connection end."""

@@ -164,20 +164,22 @@ async def _serve(settings: Settings, live: bool) -> None:
     if not settings.share_port:
         log.info("workers don't share a port here; spread participants over the addresses yourself")
     view: View = LiveView() if live else LogView()
-    with view:
-        while not stop.is_set():
+    try:
+        with view:
+            while not stop.is_set():
+                view.update(coordinator.status())
+                await asyncio.wait([stopped], timeout=UPDATE_INTERVAL)
             view.update(coordinator.status())
-            await asyncio.wait([stopped], timeout=UPDATE_INTERVAL)
-        view.update(coordinator.status())
-    log.info("stopping: running calls have %g s to finish", settings.grace)
-    stopping = asyncio.ensure_future(coordinator.stop())
-    hurried = asyncio.ensure_future(hurry.wait())
-    await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
-    if not stopping.done():
-        coordinator.hurry()
-    await stopping
-    hurried.cancel()
-    log.info("stopped")
+    finally:
+        log.info("stopping: running calls have %g s to finish", settings.grace)
+        stopping = asyncio.ensure_future(coordinator.stop())
+        hurried = asyncio.ensure_future(hurry.wait())
+        await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            coordinator.hurry()
+        await stopping
+        hurried.cancel()
+        log.info("stopped")
 
 
 control_option = option(
@@ -244,9 +246,10 @@ class _Asking:
     def __enter__(self) -> Any:
         import grpc
 
+        from coordinator.control import CONTROL_OPTIONS
         from protos.control_pb2_grpc import ControlStub
 
-        self._channel = grpc.insecure_channel(str(self._control))
+        self._channel = grpc.insecure_channel(str(self._control), options=CONTROL_OPTIONS)
         return ControlStub(self._channel)
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import cast
 import grpc
 import grpc.aio
 
-from coordinator.batches import BatchWriter
+from coordinator.batches import MAX_ITEM_BYTES, BatchWriter
 from coordinator.control import CONTROL_OPTIONS, CONTROL_VERSION
 from coordinator.errors import CoordinatorGone
 from manager.backend import Acquired, Running
@@ -26,6 +27,11 @@ from manager.errors import Closed, MusterError, NotEnoughParticipants
 from manager.members import Member
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlStub
+
+log = logging.getLogger("muster.control")
+
+STATUS_TIMEOUT = 5.0
+"""Seconds that the coordinator gets to answer a question about its status."""
 
 RETRY_INTERVAL = 0.2
 """Seconds between two attempts to attach to a coordinator that may still be on its way up."""
@@ -66,7 +72,9 @@ class Link:
         while True:
             status = await self._attach(max(0.1, deadline - time.monotonic()))
             if status is None:
-                self._writer = BatchWriter(control_pb2.ClientBatch, self._stream.write)
+                self._writer = BatchWriter(
+                    control_pb2.ClientBatch, self._stream.write, on_error=self._stream.cancel
+                )
                 self._reader = asyncio.ensure_future(self._read())
                 return
             await self._channel.close()
@@ -81,8 +89,8 @@ class Link:
         """Tries once; returns why it didn't work, if it didn't."""
         # A new channel each time: gRPC's own would wait ever longer between its attempts.
         self._channel = grpc.aio.insecure_channel(self.address, options=CONTROL_OPTIONS)
-        self.stub = ControlStub(self._channel)
-        self._stream = self.stub.Attach()
+        self._stub = ControlStub(self._channel)
+        self._stream = self._stub.Attach()
         try:
             async with asyncio.timeout(timeout):
                 await self._stream.write(control_pb2.ClientBatch(version=CONTROL_VERSION))
@@ -102,6 +110,19 @@ class Link:
         with contextlib.suppress(asyncio.CancelledError):
             await self._reader
         await self._channel.close()
+
+    async def status(self) -> control_pb2.Status:
+        """What there is and what goes on. Raises CoordinatorGone if no answer comes."""
+        self._check()
+        try:
+            status: control_pb2.Status = await self._stub.GetStatus(
+                control_pb2.StatusRequest(), timeout=STATUS_TIMEOUT
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CoordinatorGone(
+                f"the coordinator at {self.address} does not answer ({error.code().name.lower()})"
+            ) from None
+        return status
 
     # Backend
 
@@ -149,6 +170,12 @@ class Link:
         quorum: int | None,
     ) -> _PendingCall:
         self._check()
+        size = sum(map(len, payloads)) + 16 * len(members)
+        if size > MAX_ITEM_BYTES:
+            raise ValueError(
+                f"the instructions of one call are {size} bytes in all; an attached script can send "
+                f"{MAX_ITEM_BYTES} bytes at once"
+            )
         call = _PendingCall(next(self._ids), asyncio.get_running_loop().create_future(), len(members))
         call.outcomes = [(OutcomeKind.LOST, b"")] * len(members)
         if not members:
@@ -164,7 +191,7 @@ class Link:
                 timeout_seconds=timeout,
                 quorum=quorum,
             ),
-            size=sum(map(len, payloads)) + 8 * len(members),
+            size=size,
         )
         return call
 
@@ -188,6 +215,9 @@ class Link:
                 self._handle(batch)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass
+        except Exception:
+            log.exception("the coordinator said something that could not be handled")
+            self._stream.cancel()
         why = await self._why()
         self._fail(
             CoordinatorGone(

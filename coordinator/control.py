@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, cast
 import grpc
 import grpc.aio
 
-from coordinator.batches import BatchWriter
-from manager.calls import Answer, Call
+from coordinator.batches import MAX_ITEM_BYTES, BatchWriter
+from manager.backend import check_timeout
+from manager.calls import Answer, Call, OutcomeKind
 from manager.errors import AddressInUse, Closed, NotEnoughParticipants
 from manager.listen import Address, reserve
 from manager.members import Member
-from protos import control_pb2
+from protos import control_pb2, stream_pb2
 from protos.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
 from protos.envelope import is_instruction
 
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
     from coordinator.running import RunningCoordinator
 
 CONTROL_VERSION = 1
+TOO_LARGE = stream_pb2.ParticipantMessage(
+    failure=stream_pb2.Failure(
+        code=stream_pb2.Failure.RESOURCE_EXHAUSTED,
+        text=f"its answer is larger than the {MAX_ITEM_BYTES} bytes that an attached script can be sent",
+    )
+).SerializeToString()
+
 PAGE = 500
 """Participants per page of ListParticipants."""
 
@@ -45,8 +53,9 @@ class Attachment:
         self._known: set[int] = set()  # keys of members that the script was given
 
     def handle(self, batch: control_pb2.ClientBatch) -> None:
+        """Does what the script asks for. Raises ValueError for what makes no sense."""
         for acquire in batch.acquires:
-            self._requests[acquire.id] = asyncio.ensure_future(self._acquire(acquire))
+            self._ask(acquire)
         for request in batch.abandons:
             if (task := self._requests.get(request)) is not None:
                 task.cancel()
@@ -75,14 +84,23 @@ class Attachment:
         for call in list(self._calls.values()):
             self._dispatcher.give_up_call(call)
 
-    async def _acquire(self, acquire: control_pb2.Acquire) -> None:
+    def _ask(self, acquire: control_pb2.Acquire) -> None:
+        maximum = acquire.max_participants if acquire.HasField("max_participants") else None
+        if acquire.id in self._requests or acquire.id in self._leases:
+            raise ValueError(f"request {acquire.id} exists already")
+        if maximum is not None and maximum < max(acquire.min_participants, 1):
+            raise ValueError(f"request {acquire.id}: a maximum of {maximum} participants")
+        timeout = _timeout(acquire)
+        task = asyncio.ensure_future(self._acquire(acquire, maximum, timeout))
+        self._requests[acquire.id] = task
+        task.add_done_callback(lambda _: self._requests.pop(acquire.id, None))
+
+    async def _acquire(
+        self, acquire: control_pb2.Acquire, maximum: int | None, timeout: float | None
+    ) -> None:
         try:
             acquired = await self._dispatcher.acquire(
-                acquire.min_participants,
-                acquire.max_participants if acquire.HasField("max_participants") else None,
-                dict(acquire.where),
-                acquire.timeout_seconds if acquire.HasField("timeout_seconds") else None,
-                exclusive=acquire.lease,
+                acquire.min_participants, maximum, dict(acquire.where), timeout, exclusive=acquire.lease
             )
         except NotEnoughParticipants as error:
             self._writer.add(
@@ -98,16 +116,17 @@ class Attachment:
             return
         except Closed:
             return  # the stream is about to end
-        finally:
-            self._requests.pop(acquire.id, None)
         if acquire.lease:
             self._leases[acquire.id] = acquired.id
-        self._known.update(member.key for member in acquired.members)
+        self._known.update(member.key for member in acquired.members if not member.gone)
         now = time.monotonic()
         granted = control_pb2.Granted(
             id=acquire.id, participants=[describe(member, now) for member in acquired.members]
         )
-        self._writer.add("granted", granted, size=100 * len(acquired.members))
+        self._writer.add("granted", granted, size=granted.ByteSize())
+        for member in acquired.members:
+            if member.gone:  # between the grant and this turn of the loop
+                self._writer.add("gone", member.key)
 
     def _release(self, request: int) -> None:
         lease = self._leases.pop(request, None)
@@ -117,21 +136,26 @@ class Attachment:
     def _start(self, start: control_pb2.StartCall) -> None:
         pool = self._dispatcher.pool
         members = [pool.get(key) or _departed(key) for key in start.participants]
-        if members and len(start.payloads) not in (1, len(members)):
-            raise ValueError(
-                f"call {start.id}: {len(start.payloads)} payloads for {len(members)} participants"
-            )
-        if not all(map(is_instruction, start.payloads)):
+        payloads = list(start.payloads)  # each once as an object: that is how a broadcast is recognised
+        quorum = start.quorum if start.HasField("quorum") else None
+        if start.id in self._calls:
+            raise ValueError(f"call {start.id} exists already")
+        if members and len(payloads) not in (1, len(members)):
+            raise ValueError(f"call {start.id}: {len(payloads)} payloads for {len(members)} participants")
+        if not all(map(is_instruction, payloads)):
             raise ValueError(f"call {start.id}: a payload is neither an instruction nor empty")
-
+        if quorum == 0:
+            raise ValueError(f"call {start.id}: a quorum of 0")
         waiter = _CallWaiter(start.id, self._calls, self._writer)
         self._calls[start.id] = self._dispatcher.stream_call(
-            members,
-            start.payloads,
-            start.timeout_seconds if start.HasField("timeout_seconds") else None,
-            start.quorum if start.HasField("quorum") else None,
-            waiter,
+            members, payloads, _timeout(start), quorum, waiter
         )
+
+
+def _timeout(request: control_pb2.Acquire | control_pb2.StartCall) -> float | None:
+    timeout = request.timeout_seconds if request.HasField("timeout_seconds") else None
+    check_timeout(timeout)
+    return timeout
 
 
 class _CallWaiter:
@@ -145,7 +169,9 @@ class _CallWaiter:
     def settled(self, call: Call, index: int) -> None:
         kind, payload = cast(Answer, call.outcomes[index])
         call.outcomes[index] = (kind, b"")  # it is kept once only
-        answer = bytes(payload)
+        answer = bytes(payload) if len(payload) <= MAX_ITEM_BYTES else TOO_LARGE
+        if answer is TOO_LARGE:
+            kind = OutcomeKind.FAILURE
         settled = control_pb2.Settled(
             call=self._id, index=index, outcome=control_pb2.Outcome.ValueType(kind), answer=answer
         )
@@ -181,7 +207,9 @@ class _Servicer(ControlServicer):
         request_iterator: AsyncIterator[control_pb2.ClientBatch],
         context: grpc.aio.ServicerContext[control_pb2.ClientBatch, control_pb2.ServerBatch],
     ) -> None:
-        writer = BatchWriter(control_pb2.ServerBatch, context.write)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - gRPC runs each handler in a task
+        writer = BatchWriter(control_pb2.ServerBatch, context.write, on_error=task.cancel)
         attachment = Attachment(self._coordinator, writer)
         number = next(self._ids)
         try:
@@ -212,6 +240,13 @@ CONTROL_OPTIONS = [
     # Between processes of one owner, messages may be as large as protobuf can make them.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # Either end notices within 15 s when the other is frozen or cut off.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
 
 

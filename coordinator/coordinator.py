@@ -1,4 +1,4 @@
-"""The blocking interface: a thin face over aio.py, on an event loop in a thread of its own."""
+"""The blocking interface: the same parts as aio.py, on an event loop in a thread of its own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from coordinator.aio import make_settings
 from coordinator.client import Link
 from coordinator.running import RunningCoordinator
+from coordinator.settings import make_settings
 from manager.backend import Backend
 from manager.listen import Address
 from manager.loop import LoopThread
@@ -121,12 +121,7 @@ class Connection(Participants[B]):
 
     def status(self) -> control_pb2.Status:
         """What there is and what goes on, as ``coordinator status`` shows it."""
-
-        async def status() -> control_pb2.Status:
-            status: control_pb2.Status = await self._link.stub.GetStatus(control_pb2.StatusRequest())
-            return status
-
-        return self._loop.run(status())
+        return self._loop.run(self._link.status())
 
     def close(self) -> None:
         """Detaches; leases and calls of this connection end. May be called more than once."""

@@ -36,6 +36,11 @@ class OrdersBatch:
         self._cancel_sessions.append(session)
         self._cancel_tags.append(tag)
 
+    @property
+    def ends(self) -> list[int]:
+        """Sessions that are to be ended."""
+        return self._ends
+
     def end(self, session: int) -> None:
         self._ends.append(session)
 

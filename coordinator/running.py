@@ -5,6 +5,7 @@ The one place that knows the order of things. ``coordinator.py`` gives it its pu
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -66,6 +67,8 @@ class RunningCoordinator:
     async def start(self) -> None:
         """Returns when all workers are up. After an error nothing is left running."""
         settings = self.settings
+        if self._reservation is not None:
+            raise RuntimeError("this coordinator has been started before; make a new one")
         try:
             self._reservation = reserve(settings.listen)
             listen = self._reservation.address
@@ -91,9 +94,19 @@ class RunningCoordinator:
             raise
 
     async def stop(self, grace: float | None = None) -> None:
-        """Lets running calls finish for at most ``grace`` seconds, then ends everything."""
-        if grace is None:
-            grace = self.settings.grace
+        """Lets running calls finish for at most ``grace`` seconds, then ends everything.
+
+        If it is cancelled it doesn't wait for calls any more, but still leaves nothing running.
+        """
+        stopping = asyncio.ensure_future(self._stop(self.settings.grace if grace is None else grace))
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:
+            self.hurry()
+            await stopping
+            raise
+
+    async def _stop(self, grace: float) -> None:
         if self._workers is not None:
             self._workers.drain(grace)
             if self._supervisor is not None:

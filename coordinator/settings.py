@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from manager.listen import CAN_SHARE_PORT, Address
 from manager.logs import LOG_FORMATS, LOG_LEVELS
@@ -67,3 +68,11 @@ class Settings:
                 raise ValueError(
                     f"link {self.link}: the link is not encrypted yet, so it may only use a loopback address"
                 )
+
+
+def make_settings(**options: Any) -> Settings:
+    """Settings from keyword arguments, in which addresses may be strings and None means the default."""
+    for name in ("listen", "control"):
+        if isinstance(options.get(name), str):
+            options[name] = Address.parse(options[name])
+    return Settings(**{name: value for name, value in options.items() if value is not None})

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from coordinator.errors import WorkerBootError
 from coordinator.process import WorkerProcess, describe_exit
-from coordinator.restarts import GiveUp, Restart, RestartPolicy
+from coordinator.restarts import MAX_WAIT, GiveUp, Restart, RestartPolicy
 from coordinator.settings import Settings
 from manager.cli import EXIT_COULD_NOT_START
 from manager.listen import Address
@@ -36,7 +36,7 @@ class Slot:
     booted: bool = False
     given_up: bool = False
     policy: RestartPolicy = field(default_factory=RestartPolicy)
-    restart: asyncio.TimerHandle | None = None
+    restart: asyncio.TimerHandle | None = None  # what happens next: a start, or a look whether it booted
 
 
 class Supervisor:
@@ -120,6 +120,21 @@ class Supervisor:
         slot.process = process
         self._listener.starting(slot.index, slot.incarnation, process.pid)
 
+    def _respawn(self, slot: Slot) -> None:
+        try:
+            self._spawn(slot)
+        except OSError as error:  # no memory, no processes, no files …
+            log.error("worker %d can't be started: %s", slot.index, error)
+            slot.restart = self._loop.call_later(MAX_WAIT, self._respawn, slot)
+            return
+        slot.restart = self._loop.call_later(self._settings.boot_timeout, self._check_boot, slot)
+
+    def _check_boot(self, slot: Slot) -> None:
+        slot.restart = None
+        if not slot.booted:
+            log.error("worker %d said nothing since it was started; it is killed", slot.index)
+            self.kill(slot.index)
+
     def _arguments(self, slot: Slot) -> list[str]:
         settings, listen = self._settings, self._listen
         if not settings.share_port and listen.port:
@@ -141,6 +156,8 @@ class Supervisor:
     def _on_exit(self, slot: Slot, process: WorkerProcess, code: int) -> None:
         process.join()
         slot.process = None
+        if slot.restart is not None:
+            slot.restart.cancel()
         self._exited.set()
         if self._stopping:
             self._listener.ended(slot.index)
@@ -164,7 +181,7 @@ class Supervisor:
                     describe_exit(code),
                     delay,
                 )
-                slot.restart = self._loop.call_later(delay, self._spawn, slot)
+                slot.restart = self._loop.call_later(delay, self._respawn, slot)
             case GiveUp(reason):
                 slot.given_up = True
                 log.error("worker %d ended (%s) and is given up: %s", slot.index, describe_exit(code), reason)

@@ -227,8 +227,11 @@ class Workers:
         """Makes what is known of the worker's sessions agree with what it says it has."""
         # Orders on their way to the old handshake will not be obeyed; what they were for is found missing.
         self.dispatcher.settle_now()
+        replaced = worker.orders.ends
         worker.orders.clear()
-        said = {join.session: join for join in hello.sessions}
+        said = {join.session: join for join in hello.sessions if join.session not in replaced}
+        for session in replaced:
+            worker.orders.end(session)
         for session, member in list(worker.members.items()):
             if session not in said:
                 del worker.members[session]

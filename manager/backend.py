@@ -69,6 +69,12 @@ class Backend(Protocol):
         ...
 
 
+def check_timeout(timeout: float | None) -> None:
+    """Raises ValueError for a timeout that is no length of time."""
+    if timeout is not None and not timeout >= 0:  # nor nan
+        raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
+
+
 async def finish(backend: Backend, call: Running) -> Sequence[Answer]:
     """Waits for a call; gives it up if the waiting task is cancelled."""
     try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Generic, Self, TypeVar, overload
 
-from manager.backend import Backend, finish
+from manager.backend import Backend, check_timeout, finish
 from manager.calls import Answer
 from manager.loop import LoopThread
 from manager.outcome import Outcome, build
@@ -19,15 +20,28 @@ P = TypeVar("P", bound=_Proxy)
 Message = stream_pb2.ServerMessage
 
 
+class Lease:
+    """The end of a lease, shared by a cohort and its parts. It comes once, from any thread."""
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release = release
+        self._lock = threading.Lock()
+        self._released = False
+
+    def release(self) -> None:
+        with self._lock:
+            if not self._released:
+                self._release()
+                self._released = True  # not before: it may be interrupted
+
+
 class _Cohort(Sequence[P], Generic[P]):
     """A fixed sequence of proxies. Participants that leave stay in it, and are *lost* to calls."""
 
-    def __init__(
-        self, proxies: Sequence[P], backend: Backend, release: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, proxies: Sequence[P], backend: Backend, lease: Lease | None = None) -> None:
         self._proxies = list(proxies)
         self._backend = backend
-        self._release = release
+        self._lease = lease
 
     @overload
     def __getitem__(self, index: int) -> P: ...
@@ -57,7 +71,7 @@ class _Cohort(Sequence[P], Generic[P]):
     def sample(self, k: int, seed: int | None = None) -> Self:
         """``k`` of them, chosen uniformly without replacement; the same ones for the same seed.
 
-        Raises ValueError if there are fewer than ``k``.
+        A part of a leased cohort shares its lease. Raises ValueError if there are fewer than ``k``.
         """
         if k > len(self):
             raise ValueError(f"can't sample {k} of {len(self)} participants")
@@ -67,9 +81,13 @@ class _Cohort(Sequence[P], Generic[P]):
         raise NotImplementedError
 
     def _prepare(
-        self, instruction: Message | Mapping[P, Message] | Sequence[Message], quorum: int | None
+        self,
+        instruction: Message | Mapping[P, Message] | Sequence[Message],
+        timeout: float | None,
+        quorum: int | None,
     ) -> tuple[list[P], list[bytes]]:
         """Who is asked, and the payloads: one for all, or one for each."""
+        check_timeout(timeout)
         if quorum is not None and quorum < 1:
             raise ValueError(f"a quorum of {quorum} makes no sense; it must be at least 1")
         if isinstance(instruction, Message):
@@ -85,16 +103,15 @@ class _Cohort(Sequence[P], Generic[P]):
         return self._proxies, [serialised(message) for message in instruction]
 
     def _let_go(self) -> None:
-        if self._release is not None:
-            release, self._release = self._release, None
-            release()
+        if self._lease is not None:
+            self._lease.release()
 
 
 class AsyncCohort(_Cohort[A]):
     """The asyncio twin of Cohort."""
 
     def _part(self, proxies: Sequence[A]) -> Self:
-        return type(self)(proxies, self._backend)
+        return type(self)(proxies, self._backend, self._lease)
 
     async def run(
         self,
@@ -103,7 +120,7 @@ class AsyncCohort(_Cohort[A]):
         quorum: int | None = None,
     ) -> Outcome[A]:
         """Like Cohort.run. Cancelling the task gives the call up everywhere."""
-        proxies, payloads = self._prepare(instruction, quorum)
+        proxies, payloads = self._prepare(instruction, timeout, quorum)
         members = [proxy._member for proxy in proxies]
         call = self._backend.start_call(members, payloads, timeout, quorum)
         return build(proxies, await finish(self._backend, call))
@@ -129,15 +146,15 @@ class Cohort(_Cohort[B]):
         self,
         proxies: Sequence[B],
         backend: Backend,
-        release: Callable[[], None] | None = None,
+        lease: Lease | None = None,
         *,
         loop: LoopThread,
     ) -> None:
-        super().__init__(proxies, backend, release)
+        super().__init__(proxies, backend, lease)
         self._loop = loop
 
     def _part(self, proxies: Sequence[B]) -> Self:
-        return type(self)(proxies, self._backend, loop=self._loop)
+        return type(self)(proxies, self._backend, self._lease, loop=self._loop)
 
     def run(
         self,
@@ -155,7 +172,7 @@ class Cohort(_Cohort[B]):
 
         Never raises for what participants do; the Outcome tells. Ctrl-C gives the call up everywhere.
         """
-        proxies, payloads = self._prepare(instruction, quorum)
+        proxies, payloads = self._prepare(instruction, timeout, quorum)
         members = [proxy._member for proxy in proxies]
 
         async def call() -> Sequence[Answer]:
@@ -177,6 +194,3 @@ class Cohort(_Cohort[B]):
         traceback: TracebackType | None,
     ) -> None:
         self._let_go()
-
-
-AnyCohort = _Cohort[Any]

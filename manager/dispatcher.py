@@ -58,6 +58,7 @@ class Dispatcher:
         self._ids = itertools.count(1)
         self._requests: dict[int, asyncio.Future[Acquired]] = {}
         self._scheduled = False
+        self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self.on_ended: Callable[[Member], None] = lambda member: None
@@ -131,7 +132,10 @@ class Dispatcher:
         if calls.settled:
             settled, calls.settled = calls.settled, []
             for call, index in settled:
-                call.waiter.settled(call, index)
+                try:
+                    call.waiter.settled(call, index)
+                except Exception:  # it must not cost the others theirs
+                    log.exception("an outcome of call %d could not be told", call.id)
         if calls.finished:
             finished, calls.finished = calls.finished, []
             for call in finished:
@@ -160,9 +164,11 @@ class Dispatcher:
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
         request = Request(next(self._ids), minimum, maximum, where, now, deadline, exclusive)
+        if self._closed:
+            raise Closed("it has been closed already")
         waiter: asyncio.Future[Acquired] = self._loop.create_future()
-        self._requests[request.id] = waiter
         self.pool.ask(request)
+        self._requests[request.id] = waiter
         self._schedule()
         self._watch(deadline)
         try:
@@ -246,6 +252,7 @@ class Dispatcher:
 
     def close(self) -> None:
         """Ends everything that still runs: calls as lost, waiters with Closed."""
+        self._closed = True
         for member in self.pool:
             self.ended(member)
         self._settle()

@@ -7,13 +7,16 @@ per session, so that a subclass may keep state in them.
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import threading
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import TracebackType
 from typing import Any, Generic, cast
 
-from manager.backend import Acquired, Backend
-from manager.cohort import AsyncCohort, Cohort
+from manager.backend import Acquired, Backend, check_timeout
+from manager.cohort import AsyncCohort, Cohort, Lease
+from manager.errors import Closed
 from manager.loop import LoopThread
 from manager.members import Member
 from manager.proxy import A, AsyncParticipantProxy, B, Handle, ParticipantProxy
@@ -36,9 +39,9 @@ class AsyncParticipants(Generic[A]):
         timeout: float | None = None,
     ) -> AsyncCohort[A]:
         """Like Participants.get_participants."""
-        _check(min_num_participants, max_num_participants, where, timeout)
+        minimum, maximum = _check(min_num_participants, max_num_participants, where, timeout)
         acquired = await self._get_backend().acquire(
-            min_num_participants, max_num_participants, dict(where or {}), timeout, exclusive=False
+            minimum, maximum, dict(where or {}), timeout, exclusive=False
         )
         return self._cohort(acquired, None)
 
@@ -46,7 +49,7 @@ class AsyncParticipants(Generic[A]):
         self, n: int, where: Mapping[str, str] | None = None, timeout: float | None = None
     ) -> LeaseRequest[A]:
         """Like Participants.lease; use ``async with manager.lease(n) as cohort`` or await it."""
-        _check(n, None, where, timeout)
+        n, _ = _check(n, None, where, timeout)
         return LeaseRequest(lambda: self._lease(n, dict(where or {}), timeout))
 
     async def _lease(self, n: int, where: Mapping[str, str], timeout: float | None) -> AsyncCohort[A]:
@@ -61,7 +64,7 @@ class AsyncParticipants(Generic[A]):
             if release is not None:
                 release()
             raise
-        return AsyncCohort(proxies, self._get_backend(), release)
+        return AsyncCohort(proxies, self._get_backend(), Lease(release) if release else None)
 
     def _proxy(self, member: Member) -> A:
         if member.proxy is None:
@@ -125,11 +128,9 @@ class Participants(Generic[B]):
         Raises:
             NotEnoughParticipants: fewer were there by the timeout; it says how many, and on which workers.
         """
-        _check(min_num_participants, max_num_participants, where, timeout)
+        minimum, maximum = _check(min_num_participants, max_num_participants, where, timeout)
         acquired = self._loop.run(
-            self._get_backend().acquire(
-                min_num_participants, max_num_participants, dict(where or {}), timeout, exclusive=False
-            )
+            self._get_backend().acquire(minimum, maximum, dict(where or {}), timeout, exclusive=False)
         )
         return self._cohort(acquired, None)
 
@@ -141,18 +142,27 @@ class Participants(Generic[B]):
         Use it as a context manager, or call ``release`` on the cohort. Blocks and raises like
         get_participants. A cohort that others got before may still be called by them.
         """
-        _check(n, None, where, timeout)
+        n, _ = _check(n, None, where, timeout)
         backend = self._get_backend()
-        acquired = self._loop.run(backend.acquire(n, n, dict(where or {}), timeout, exclusive=True))
+        leased: list[Acquired] = []
 
-        async def release() -> None:
-            backend.release(acquired.id)
+        async def ask() -> None:
+            leased.append(await backend.acquire(n, n, dict(where or {}), timeout, exclusive=True))
 
-        def release_and_wait() -> None:
-            if not self._loop.closed:
-                self._loop.run(release())
+        async def let_go() -> None:
+            backend.release(leased[0].id)
 
-        return self._cohort(acquired, release_and_wait)
+        def release() -> None:
+            with contextlib.suppress(Closed):  # then it has ended, too
+                self._loop.run(let_go())
+
+        try:
+            self._loop.run(ask())
+        except BaseException:
+            if leased:  # granted in the very moment of a Ctrl-C
+                release()
+            raise
+        return self._cohort(leased[0], release)
 
     def _cohort(self, acquired: Acquired, release: Callable[[], None] | None) -> Cohort[B]:
         try:
@@ -161,7 +171,7 @@ class Participants(Generic[B]):
             if release is not None:
                 release()
             raise
-        return Cohort(proxies, self._get_backend(), release, loop=self._loop)
+        return Cohort(proxies, self._get_backend(), Lease(release) if release else None, loop=self._loop)
 
     def _proxy(self, member: Member) -> B:
         with self._making:
@@ -170,15 +180,27 @@ class Participants(Generic[B]):
             return cast(B, member.proxy)
 
 
-def _check(minimum: int, maximum: int | None, where: Mapping[str, str] | None, timeout: float | None) -> None:
-    if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 0:
-        raise ValueError(f"the number of participants must be an integer of at least 0, not {minimum!r}")
+def _check(
+    minimum: int, maximum: int | None, where: Mapping[str, str] | None, timeout: float | None
+) -> tuple[int, int | None]:
+    """The numbers as plain integers; NumPy's are welcome. Raises ValueError or TypeError for nonsense."""
+    minimum, maximum = _integer(minimum), None if maximum is None else _integer(maximum)
     if maximum is not None and maximum < max(minimum, 1):
         raise ValueError(
-            f"max_num_participants ({maximum}) must be at least min_num_participants ({minimum})"
+            f"max_num_participants ({maximum}) must be at least 1 and min_num_participants ({minimum})"
         )
-    if timeout is not None and not timeout >= 0:
-        raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
+    check_timeout(timeout)
     for key, value in (where or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"where must map strings to strings; got {key!r}: {value!r}")
+    return minimum, maximum
+
+
+def _integer(number: int) -> int:
+    try:
+        value = -1 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        value = -1
+    if value < 0:
+        raise ValueError(f"the number of participants must be an integer of at least 0, not {number!r}")
+    return value

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from typing_extensions import TypeVar
 
-from manager.backend import Backend, finish
+from manager.backend import Backend, check_timeout, finish
 from manager.calls import Answer, OutcomeKind
 from manager.errors import CallCancelled, CallTimeout, ParticipantFailed, ParticipantLost
 from manager.loop import LoopThread
@@ -68,6 +69,7 @@ class AsyncParticipantProxy(_Proxy):
         self, message: stream_pb2.ServerMessage, timeout: float | None = None
     ) -> stream_pb2.ParticipantMessage:
         """Like ParticipantProxy.run. Cancelling the task gives the call up."""
+        check_timeout(timeout)
         backend = self._backend
         call = backend.start_call((self._member,), (serialised(message),), timeout, None)
         try:  # as ``finish`` does, without one more coroutine: this is the busiest line of all
@@ -75,7 +77,7 @@ class AsyncParticipantProxy(_Proxy):
         except asyncio.CancelledError:
             backend.give_up_call(call)
             raise
-        return _result(self, call.outcomes[0], timeout)
+        return _result(self, cast(Answer, call.outcomes[0]), timeout)
 
 
 class ParticipantProxy(_Proxy):
@@ -102,8 +104,9 @@ class ParticipantProxy(_Proxy):
             ParticipantFailed: it answered with a failure.
             ParticipantLost: its stream or its worker ended first.
             CallTimeout: no answer in time; a late one will be dropped.
-            ValueError: the message is neither an instruction nor empty.
+            ValueError: the message is neither an instruction nor empty, or the timeout makes no sense.
         """
+        check_timeout(timeout)
         payload = serialised(message)
 
         async def call() -> Sequence[Answer]:
@@ -130,8 +133,8 @@ B = TypeVar("B", bound=ParticipantProxy, default=ParticipantProxy)
 """The user's subclass, in asyncio (A) and blocking (B). Without a factory it is the class itself."""
 
 
-def _result(proxy: _Proxy, outcome: Answer | None, timeout: float | None) -> stream_pb2.ParticipantMessage:
-    kind, payload = outcome or (OutcomeKind.LOST, b"")
+def _result(proxy: _Proxy, answer: Answer, timeout: float | None) -> stream_pb2.ParticipantMessage:
+    kind, payload = answer
     if kind is OutcomeKind.RESULT:
         message, failure = decode_result(payload)
         if failure is None:

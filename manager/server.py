@@ -21,7 +21,7 @@ from manager.loop import LoopThread
 from manager.members import Member
 from manager.participants import Participants
 from manager.proxy import B, Handle
-from manager.servicer import ANONYMOUS, Servicer
+from manager.servicer import ANONYMOUS, Servicer, pieces
 from manager.stream import REPLACED, EndReason, Stream
 from protos import stream_pb2
 
@@ -65,10 +65,13 @@ class _LocalManager:
     # Transport
 
     def instruct(self, sends: Sequence[tuple[Member, int, bytes]]) -> None:
+        last: bytes | None = None
         for member, tag, payload in sends:
+            if payload is not last:
+                last, to_write = payload, pieces(payload)
             stream = self.servicer.streams.get(member.session)
             if stream is not None:
-                stream.instruct(tag, self.servicer.pieces(payload))
+                stream.instruct(tag, to_write)
 
     def cancel(self, member: Member, tag: int) -> None:
         stream = self.servicer.streams.get(member.session)

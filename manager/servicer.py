@@ -49,8 +49,6 @@ class Servicer:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._ids = itertools.count(1)
-        self._last: tuple[bytes, list[bytes]] = (b"", [b""])
-        self._open: set[Stream] = set()  # all streams, also those that have said nothing yet
         self.streams: dict[int, Stream] = {}  # those of pooled participants
         self.violations = 0
         self.draining = False
@@ -62,18 +60,13 @@ class Servicer:
             SERVICE, {"Connect": grpc.stream_stream_rpc_method_handler(self.connect)}
         )
 
-    def pieces(self, payload: bytes) -> list[bytes]:
-        """What to write for this instruction; splits the same payload once, not per participant."""
-        if len(payload) <= CHUNK_SIZE:
-            return [payload]
-        if self._last[0] is not payload:
-            self._last = (payload, split(payload, stream_pb2.ServerMessage))
-        return self._last[1]
-
     def drain(self) -> None:
-        """Tells participants to reconnect: those at work once they have answered, all others now."""
+        """Tells participants to reconnect: the idle ones now, those at work once they have answered.
+
+        Those that have not said hello yet are told when they do.
+        """
         self.draining = True
-        for stream in list(self._open):
+        for stream in list(self.streams.values()):
             if not stream.busy:
                 self._move(stream)
         self._check_drained()
@@ -83,7 +76,6 @@ class Servicer:
     ) -> None:
         """The life of one stream."""
         stream = Stream(next(self._ids), context)
-        self._open.add(stream)
         reason, verdict = EndReason.LOST, None
         try:
             if await self._converse(stream, context):
@@ -98,7 +90,6 @@ class Servicer:
                 raise
         finally:
             stream.close()
-            self._open.discard(stream)
             stream.session.ended()
             self._out(stream, verdict[0] if verdict is not None else reason)
         if verdict is not None:
@@ -193,3 +184,8 @@ def _parse(data: bytes) -> stream_pb2.ParticipantMessage:
         return stream_pb2.ParticipantMessage.FromString(data)
     except DecodeError:
         raise MalformedMessageError(f"a message of {len(data)} bytes that is no ParticipantMessage") from None
+
+
+def pieces(payload: bytes) -> list[bytes]:
+    """What to write to a stream for this instruction: itself, or the chunks it is split into."""
+    return [payload] if len(payload) <= CHUNK_SIZE else split(payload, stream_pb2.ServerMessage)

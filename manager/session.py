@@ -82,8 +82,6 @@ class Session:
         self.state = State.BUSY
         return True
 
-    def ended(self) -> bool:
-        """The stream is over. Returns whether the participant was pooled until now."""
-        pooled = self.state in (State.IDLE, State.BUSY)
+    def ended(self) -> None:
+        """The stream is over, or about to be."""
         self.state = State.ENDED
-        return pooled

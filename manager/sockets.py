@@ -72,18 +72,15 @@ class LinkSocket:
             self._check()
         return False
 
-    def flush(self, linger: float) -> None:
-        """Lets what is queued leave for at most ``linger`` seconds after the close."""
-        self.socket.setsockopt(zmq.LINGER, int(linger * 1000))
-
-    def close(self) -> None:
+    def close(self, linger: float = 0.0) -> None:
+        """Lets what is queued leave for at most ``linger`` seconds."""
         if self._closed:
             return
         self._closed = True
         self._loop.remove_reader(self._fd)
         if self._reading is not None:
             self._reading.cancel()
-        self.socket.close()
+        self.socket.close(linger=int(linger * 1000))
         self._context.term()
 
     def _check(self) -> None:

@@ -77,13 +77,12 @@ class Stream:
         if self.busy and self.tag == tag and self.hello is not None and self.hello.accepts_cancel:
             self._write([_CANCEL])
 
-    def reconnect(self) -> bool:
-        """Tells the participant to come back in a moment. Returns whether it was pooled until now."""
-        pooled = self.session.ended()
+    def reconnect(self) -> None:
+        """Tells the participant, which isn't at work, to come back in a moment. Its session is over."""
+        self.session.ended()
         delay = random.uniform(*RECONNECT_SECONDS)  # noqa: S311 - spreads the load
         message = stream_pb2.ServerMessage(reconnect=stream_pb2.Reconnect(delay_seconds=delay))
         self._write([message.SerializeToString()])
-        return pooled
 
     def end(self, verdict: Verdict) -> None:
         """Ends the stream from this side."""

@@ -21,7 +21,7 @@ from manager.endpoint import Endpoint
 from manager.errors import StartError
 from manager.listen import Address
 from manager.reports import Reports
-from manager.servicer import ANONYMOUS, Servicer
+from manager.servicer import ANONYMOUS, Servicer, pieces
 from manager.sockets import LinkSocket
 from manager.stream import OUT_OF_STEP, REPLACED, EndReason, Stream
 from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
@@ -80,8 +80,7 @@ class Worker:
             return await self._stopped
         finally:
             beat.cancel()
-            self._socket.flush(1.0)
-            self._socket.close()
+            self._socket.close(linger=1.0)
 
     def _connect(self) -> None:
         socket = self._socket.socket
@@ -193,13 +192,13 @@ class Worker:
         )
 
     def _obey(self, orders: link_pb2.Orders, payloads: Sequence[Buffer]) -> None:
-        streams, servicer = self._servicer.streams, self._servicer
-        pieces = [servicer.pieces(bytes(payload)) for payload in payloads]
+        streams = self._servicer.streams
+        to_write = [pieces(bytes(payload)) for payload in payloads]
         for session, tag, index in zip(
             orders.instruct_sessions, orders.instruct_tags, orders.instruct_payloads, strict=True
         ):
             stream = streams.get(session)  # one that has ended is being reported as such
-            if stream is not None and not stream.instruct(tag, pieces[index]):
+            if stream is not None and not stream.instruct(tag, to_write[index]):
                 log.error("was told to instruct %s, which is busy", stream)
                 stream.end(OUT_OF_STEP)  # so that the call ends, too
         for session, tag in zip(orders.cancel_sessions, orders.cancel_tags, strict=True):
@@ -214,6 +213,8 @@ class Worker:
     def _finish(self, grace: float, reason: str | None) -> None:
         if self._finishing is None:
             self._finishing = self._loop.create_task(self._drain(grace, reason))
+        else:
+            self._endpoint.hasten(grace)
 
     async def _drain(self, grace: float, reason: str | None) -> None:
         """Lets participants finish and sends them elsewhere, tells the coordinator, and ends the worker."""

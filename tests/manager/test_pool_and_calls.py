@@ -112,6 +112,7 @@ class Machine(RuleBasedStateMachine):
         if self.waiting:  # nothing holds back the first one but a lack of participants
             first = next(iter(self.waiting.values()))
             assert self.available(first) < first.minimum
+        self.pool._changed = True  # so that it looks
         assert self.pool.serve() == []
 
     def check_not_overtaken(self, earlier: Request, later: Request, members: list[Member]) -> None:

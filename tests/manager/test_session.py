@@ -61,11 +61,13 @@ def test_only_an_idle_participant_is_instructed(state: State) -> None:
 
 
 @pytest.mark.parametrize("state", State)
-def test_the_end_tells_whether_the_participant_was_pooled(state: State) -> None:
+def test_after_the_end_nothing_may_be_sent_or_received(state: State) -> None:
     session = make_session(state)
-    assert session.ended() == (state in (State.IDLE, State.BUSY))
+    session.ended()
     assert session.state is State.ENDED
-    assert not session.ended()
+    assert not session.instructed()
+    with pytest.raises(BreachError):
+        session.received(Kind.RESULT)
 
 
 @given(st.lists(st.sampled_from(["instruct", "end", *Kind]), max_size=40))
