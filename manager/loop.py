@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any, TypeVar
 
 from manager.errors import Closed
@@ -26,6 +26,10 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
+
+
+_TICK = 0.5
+"""Seconds after which a waiting main thread looks up for signals that the kernel gave to another thread."""
 
 
 class LoopThread:
@@ -66,6 +70,9 @@ class LoopThread:
                 raise Closed("it has been closed already")
             self._loop.call_soon_threadsafe(start)
         try:
+            while not outcome.done():
+                with contextlib.suppress(TimeoutError):
+                    outcome.exception(_TICK)
             return outcome.result()
         except BaseException:
             if not outcome.done():
@@ -92,7 +99,7 @@ class LoopThread:
         elif self._closing:
             outcome.set_exception(Closed("it was closed before this was done"))
         else:
-            outcome.cancel()
+            outcome.set_exception(CancelledError())  # a cancelled Future would not wake who waits for it
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
 from manager.errors import CallTimeout, NotEnoughParticipants, ParticipantFailed, ParticipantLost
@@ -276,6 +277,32 @@ def test_leased_participants_are_nobody_elses(served: Served, devices: Devices) 
     served.manager.lease(5, timeout=10).release()
 
 
+def test_a_part_of_a_leased_cohort_ends_the_lease(served: Served, devices: Devices) -> None:
+    devices.join(served.address, 4)
+    with served.manager.lease(4, timeout=10).sample(2) as part:
+        assert len(part) == 2
+        with pytest.raises(NotEnoughParticipants):
+            served.manager.get_participants(1, timeout=0.1)
+    assert len(served.manager.lease(4, timeout=10)[:1]) == 1
+
+
+def test_numbers_may_come_from_numpy(served: Served, devices: Devices) -> None:
+    devices.join(served.address, 3)
+    numbers = np.array([2, 3])
+    assert len(served.manager.get_participants(numbers[0], numbers[1], timeout=10)) in (2, 3)
+
+
+def test_a_timeout_that_is_not_a_number_costs_nobody_anything(served: Served, devices: Devices) -> None:
+    devices.join(served.address, 2)
+    cohort = served.manager.get_participants(2, timeout=10)
+    for bad in (float("nan"), -1.0):
+        with pytest.raises(ValueError, match="timeout"):
+            cohort.run(instruction("echo"), timeout=bad)
+        with pytest.raises(ValueError, match="timeout"):
+            cohort[0].run(instruction("echo"), timeout=bad)
+    assert len(cohort.run(instruction("echo"), timeout=10).results) == 2
+
+
 def test_a_busy_participant_is_not_leased(served: Served, devices: Devices) -> None:
     (device,) = devices.join(served.address)
     (proxy,) = served.manager.get_participants(1, timeout=10)
@@ -351,6 +378,8 @@ def test_what_only_managers_may_send_is_refused(served: Served, devices: Devices
         ({"min_num_participants": 2, "max_num_participants": 1}, "must be at least"),
         ({"min_num_participants": 1, "timeout": -1}, "timeout"),
         ({"min_num_participants": True}, "integer"),
+        ({"min_num_participants": 2.5}, "integer"),
+        ({"min_num_participants": 1, "max_num_participants": 1.5}, "integer"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_at_once(

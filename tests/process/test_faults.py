@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,9 +93,6 @@ with Coordinator(workers=2, listen="127.0.0.1:0", orphan_grace=1.0, heartbeat=0.
 
 
 def test_workers_do_not_outlive_a_killed_coordinator(tmp_path: Path, devices: Devices) -> None:
-    import subprocess
-    import sys
-
     with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as script:
         try:
             assert script.stdout is not None
@@ -106,12 +107,45 @@ def test_workers_do_not_outlive_a_killed_coordinator(tmp_path: Path, devices: De
     assert all(device.reconnect is not None for device in joined), "they were cut off, not sent elsewhere"
 
 
+INTERRUPTED = """
+import os, signal, threading
+from coordinator import Coordinator
+from tests.support import Devices, instruction
+devices = Devices()
+coordinator = Coordinator(workers=2, listen="127.0.0.1:0", log_level="critical", grace=60)
+coordinator.start()
+(device,) = devices.join(coordinator.listen, 1)
+cohort = coordinator.get_participants(1, timeout=20)
+threading.Thread(target=cohort.run, args=[instruction("hold")], daemon=True).start()
+assert device.holding.wait(20)
+threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    coordinator.stop()  # would wait a minute for the device
+except KeyboardInterrupt:
+    print("interrupted")
+devices.close()
+"""
+
+
+def test_a_stop_that_is_interrupted_leaves_nothing_running() -> None:
+    started_at = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True) as script:
+        workers: set[psutil.Process] = set()
+        while script.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                workers.update(psutil.Process(script.pid).children())
+            time.sleep(0.01)
+        assert script.stdout is not None
+        assert script.stdout.read() == "interrupted\n"
+    assert len(workers) == 2
+    assert not any(worker.is_running() for worker in workers)
+    assert time.monotonic() - started_at < 30
+
+
 def test_a_worker_that_cannot_start_halts_the_start_with_its_error(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

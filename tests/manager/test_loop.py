@@ -1,0 +1,104 @@
+"""Blocking callers of an event loop in a thread: they get their answer, or are told why not."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from manager.errors import Closed
+from manager.loop import LoopThread
+from tests.support import eventually
+
+
+def test_a_caller_gets_the_result_or_the_exception() -> None:
+    loop = LoopThread("test")
+
+    async def give() -> int:
+        return 7
+
+    async def fail() -> None:
+        raise KeyError("no")
+
+    assert loop.run(give()) == 7
+    with pytest.raises(KeyError, match="no"):
+        loop.run(fail())
+    loop.close()
+
+
+def test_a_blocking_call_on_the_loop_itself_is_refused_rather_than_hang() -> None:
+    loop = LoopThread("test")
+
+    async def inner() -> None:
+        pass
+
+    async def outer() -> None:
+        loop.run(inner())
+
+    with pytest.raises(RuntimeError, match="own event loop thread"):
+        loop.run(outer())
+    loop.close()
+
+
+def test_closing_ends_what_is_being_waited_for() -> None:
+    loop = LoopThread("test")
+    waiting = threading.Event()
+
+    async def wait() -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(lambda: loop.run(wait()))
+        assert waiting.wait(20)
+        loop.close()
+        with pytest.raises(Closed):
+            call.result(20)
+    loop.close()
+    with pytest.raises(Closed):
+        loop.run(wait())
+
+
+def test_nobody_hangs_who_calls_while_it_closes() -> None:
+    async def nothing() -> None:
+        await asyncio.sleep(0)
+
+    for _ in range(20):
+        loop = LoopThread("test")
+        start = threading.Barrier(5)
+
+        def call(loop: LoopThread = loop, start: threading.Barrier = start) -> bool:
+            start.wait()
+            try:
+                while True:
+                    loop.run(nothing())
+            except Closed:
+                return True
+
+        with ThreadPoolExecutor(4) as threads:
+            calls = [threads.submit(call) for _ in range(4)]
+            start.wait()
+            loop.close()
+            assert all(ended.result(20) for ended in calls)
+
+
+def test_an_interrupted_caller_waits_until_its_coroutine_has_cleaned_up() -> None:
+    loop = LoopThread("test")
+    steps: list[str] = []
+
+    async def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)  # handled in the main thread, which waits for us
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            steps.append("cleaned up")
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(work())
+    assert steps == ["cleaned up"]
+    loop.close()
+    eventually(lambda: "test" not in {thread.name for thread in threading.enumerate()})
