@@ -76,7 +76,7 @@ class Servicer:
     ) -> None:
         """The life of one stream."""
         stream = Stream(next(self._ids), context)
-        reason, verdict = EndReason.LOST, None
+        reason, verdict, gone = EndReason.LOST, None, False
         try:
             if await self._converse(stream, context):
                 reason = EndReason.LEFT
@@ -86,12 +86,13 @@ class Servicer:
             verdict = (EndReason.VIOLATION, grpc.StatusCode.INVALID_ARGUMENT, str(malformed))
         except asyncio.CancelledError:
             verdict = stream.verdict
-            if verdict is None:
+            gone = verdict is None
+            if gone:
                 raise
         finally:
-            stream.close()
             stream.session.ended()
             self._out(stream, verdict[0] if verdict is not None else reason)
+            stream.close() if gone else await stream.settle()
         if verdict is not None:
             await self._abort(stream, context, verdict)
 

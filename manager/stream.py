@@ -24,6 +24,9 @@ Verdict = tuple[EndReason.ValueType, grpc.StatusCode, str]
 RECONNECT_SECONDS = (0.5, 2.0)
 """A participant that is told to reconnect comes back after a random time in this range."""
 
+WRITE_TIMEOUT = 2.0
+"""Seconds that the last write to a stream may take before the stream is cut off."""
+
 _CANCEL = stream_pb2.ServerMessage(cancel=stream_pb2.Cancel()).SerializeToString()
 
 
@@ -89,6 +92,16 @@ class Stream:
         if self.verdict is None and self._task is not None and self.session.state is not State.ENDED:
             self.verdict = verdict
             self._task.cancel()
+
+    async def settle(self) -> None:
+        """Lets the write under way come to its end, and begins no other; WRITE_TIMEOUT at most.
+
+        gRPC can't send a stream's status while a message is still being sent.
+        """
+        self._outbox.clear()
+        if self._writer is not None:
+            await asyncio.wait([self._writer], timeout=WRITE_TIMEOUT)
+        self.close()
 
     def close(self) -> None:
         """The stream is over: nothing more is written."""
