@@ -1,11 +1,53 @@
-"""How Hypothesis searches: without a deadline (a busy machine is no bug), and the same every time in CI."""
+"""For all tests: nothing may be left behind, and how Hypothesis searches.
+
+It searches without a deadline (a busy machine is no bug), and the same every time in CI.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
+import pytest
 from hypothesis import settings
+
+from tests.support import eventually
 
 settings.register_profile("muster", deadline=None, max_examples=50)
 settings.register_profile("muster-ci", parent=settings.get_profile("muster"), derandomize=True)
 settings.load_profile("muster-ci" if os.environ.get("CI") else "muster")
+
+
+def _things() -> set[str]:
+    """What a test may leave behind: child processes, threads, run directories."""
+    children = (f"process {child.pid}" for child in psutil.Process().children(recursive=True))
+    threads = (
+        f"thread {thread.name}"
+        for thread in threading.enumerate()
+        # gRPC's own and pyzmq's own, one per process, for ever:
+        if "_poll_wrapper" not in thread.name and type(thread).__name__ != "GarbageCollectorThread"
+    )
+    directories = (f"directory {path}" for path in Path(tempfile.gettempdir()).glob("muster-*"))
+    return {*children, *threads, *directories}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fails a test that leaves something behind. What a wider fixture holds was there before."""
+    before = _things()
+    yield
+    left: set[str] = set()
+
+    def clean() -> bool:
+        nonlocal left
+        left = _things() - before
+        return not left
+
+    try:
+        eventually(clean, timeout=5)
+    except AssertionError:
+        pytest.fail(f"left behind: {', '.join(sorted(left))}")

@@ -19,6 +19,9 @@ from tests.process.conftest import Echo, Served
 from tests.support import Devices, eventually, instruction
 
 
+pytestmark = pytest.mark.usefixtures("coordinator")  # up before the first test, down after the last
+
+
 def test_a_thousand_runs_in_a_row_each_get_their_own_answer(served: Served, devices: Devices) -> None:
     devices.join(served.address)
     (proxy,) = served.manager.get_participants(1, timeout=10)

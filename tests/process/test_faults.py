@@ -86,14 +86,17 @@ def test_a_coordinator_that_was_frozen_keeps_its_workers(tmp_path: Path, devices
 ORPHANS = """
 import sys, time
 from coordinator import Coordinator
-with Coordinator(workers=2, listen="127.0.0.1:0", orphan_grace=1.0, heartbeat=0.2, log_level="critical") as c:
+from pathlib import Path
+options = {"orphan_grace": 1.0, "heartbeat": 0.2, "log_level": "critical", "run_dir": Path(sys.argv[1])}
+with Coordinator(workers=2, listen="127.0.0.1:0", **options) as c:
     print(c.listen, flush=True)
     time.sleep(60)
 """
 
 
 def test_workers_do_not_outlive_a_killed_coordinator(tmp_path: Path, devices: Devices) -> None:
-    with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as script:
+    arguments = [sys.executable, "-c", ORPHANS, str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as script:
         try:
             assert script.stdout is not None
             listen = script.stdout.readline().strip()
