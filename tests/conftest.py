@@ -22,6 +22,15 @@ settings.register_profile("muster-ci", parent=settings.get_profile("muster"), de
 settings.load_profile("muster-ci" if os.environ.get("CI") else "muster")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def temporary_directory_of_our_own() -> Iterator[None]:
+    """What appears in it is ours, whatever else runs on the machine."""
+    with tempfile.TemporaryDirectory(prefix="tests-") as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", directory)
+        patch.setattr(tempfile, "tempdir", directory)
+        yield
+
+
 def _things() -> set[str]:
     """What a test may leave behind: child processes, threads, run directories."""
     children = (f"process {child.pid}" for child in psutil.Process().children(recursive=True))

@@ -18,7 +18,6 @@ from protos import stream_pb2
 from tests.process.conftest import Echo, Served
 from tests.support import Devices, eventually, instruction
 
-
 pytestmark = pytest.mark.usefixtures("coordinator")  # up before the first test, down after the last
 
 
