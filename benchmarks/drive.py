@@ -64,11 +64,11 @@ async def drive(args: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     made = aio.Coordinator[aio.ParticipantProxy](workers=args.workers, listen=args.listen)
     async with made as coordinator:
-        workers = [worker.pid for worker in coordinator.status().workers]
+        workers = [worker.pid for worker in (await coordinator.status()).workers]
         say({"listen": coordinator.listen, "pid": os.getpid(), "workers": workers})
         began = time.monotonic()
         cohort = await coordinator.get_participants(args.participants, timeout=args.timeout)
-        spread = [worker.participants for worker in coordinator.status().workers]
+        spread = [worker.participants for worker in (await coordinator.status()).workers]
         say({"pooled": len(cohort), "spread": spread, "waited_seconds": round(time.monotonic() - began, 3)})
 
         driver = Driver(cohort, args.instruction_size)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, Self
 
 from coordinator.client import Link
 from coordinator.running import RunningCoordinator
@@ -50,7 +50,7 @@ class Coordinator(AsyncParticipants[A]):
         """``host:port`` of the control API; empty if it was not asked for."""
         return self._running.control
 
-    def status(self) -> control_pb2.Status:
+    async def status(self) -> control_pb2.Status:
         """What there is and what goes on, as ``coordinator status`` shows it."""
         return self._running.status()
 
@@ -95,18 +95,42 @@ class Connection(AsyncParticipants[A]):
         await self.close()
 
 
-async def connect(
+class Connecting(Generic[A]):
+    """A connection that is being made: await it, or enter it with ``async with``."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, Connection[A]]]) -> None:
+        self._make = make
+        self._connection: Connection[A] | None = None
+
+    def __await__(self) -> Generator[Any, None, Connection[A]]:
+        return self._make().__await__()
+
+    async def __aenter__(self) -> Connection[A]:
+        self._connection = await self._make()
+        return self._connection
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+
+def connect(
     address: str,
     participant_proxy_factory: Callable[[Handle], A] | None = None,
     timeout: float = 10.0,
-) -> Connection[A]:
+) -> Connecting[A]:
     """Attaches to the coordinator whose control API is at ``address`` (``host:port``), once it is up.
 
-    Raises CoordinatorGone if none answers within ``timeout`` seconds.
+    Use it as ``async with connect(...) as connection``, or await it and close the connection yourself. Raises
+    CoordinatorGone if none answers within ``timeout`` seconds.
     """
     link = Link(str(Address.parse(address)))
-    await link.open(timeout)
-    return Connection(link, participant_proxy_factory)
+
+    async def make() -> Connection[A]:
+        await link.open(timeout)
+        return Connection(link, participant_proxy_factory)
+
+    return Connecting(make)
 
 
 __all__ = ["Cohort", "Connection", "Coordinator", "ParticipantProxy", "connect"]

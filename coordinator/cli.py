@@ -171,7 +171,9 @@ async def _serve(settings: Settings, live: bool) -> None:
                 await asyncio.wait([stopped], timeout=UPDATE_INTERVAL)
             view.update(coordinator.status())
     finally:
-        log.info("stopping: running calls have %g s to finish", settings.grace)
+        calls = len(coordinator.dispatcher.calls)
+        patience = f": {calls} running calls have {settings.grace:g} s to finish" if calls else ""
+        log.info("stopping%s", patience)
         stopping = asyncio.ensure_future(coordinator.stop())
         hurried = asyncio.ensure_future(hurry.wait())
         await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)

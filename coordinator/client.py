@@ -82,7 +82,9 @@ class Link:
             if code is not grpc.StatusCode.UNAVAILABLE:
                 raise CoordinatorGone(f"the coordinator at {self.address} can't be attached to: {why}")
             if time.monotonic() + RETRY_INTERVAL > deadline:
-                raise CoordinatorGone(f"no coordinator answers at {self.address} ({why})")
+                raise CoordinatorGone(
+                    f"no coordinator answers at {self.address} ({why}); is `coordinator start` running?"
+                )
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def _attach(self, timeout: float) -> tuple[grpc.StatusCode, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -49,6 +50,7 @@ class Coordinator(Participants[B]):
             make_settings(workers=workers, listen=listen, control=control, **settings)
         )
         super().__init__(participant_proxy_factory, LoopThread("muster-coordinator"))
+        self._finalizer: weakref.finalize[..., Any] | None = None
 
     def _get_backend(self) -> Backend:
         return self._running.dispatcher
@@ -78,14 +80,14 @@ class Coordinator(Participants[B]):
         except BaseException:
             self._loop.close()
             raise
+        # A script that forgets to stop it must not leave workers behind.
+        self._finalizer = weakref.finalize(self, _stop, self._loop, self._running, None)
 
     def stop(self, grace: float | None = None) -> None:
         """Lets running calls finish for at most ``grace`` seconds, then ends all worker processes."""
-        if not self._loop.closed:
-            try:
-                self._loop.run(self._running.stop(grace))
-            finally:
-                self._loop.close()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        _stop(self._loop, self._running, grace)
 
     def __enter__(self) -> Self:
         self.start()
@@ -98,6 +100,14 @@ class Coordinator(Participants[B]):
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _stop(loop: LoopThread, running: RunningCoordinator, grace: float | None) -> None:
+    if not loop.closed:
+        try:
+            loop.run(running.stop(grace))
+        finally:
+            loop.close()
 
 
 class Connection(Participants[B]):

@@ -71,6 +71,8 @@ class RunningCoordinator:
             raise RuntimeError("this coordinator has been started before; make a new one")
         try:
             self._reservation = reserve(settings.listen)
+            if settings.control is not None:
+                reserve(settings.control).close()  # so that nobody waits for workers in vain
             listen = self._reservation.address
             if not settings.share_port:
                 self._reservation.close()  # each worker takes a port of its own

@@ -41,6 +41,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if self.control is not None and self.control.port and self.control == self.listen:
+            raise ValueError(
+                f"participants and scripts can't both use {self.listen}; take another control port"
+            )
         if not self.share_port and self.listen.port + self.workers - 1 > 65535:
             raise ValueError(
                 f"{self.workers} workers need consecutive ports, and {self.listen} is too near 65535"

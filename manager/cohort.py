@@ -90,8 +90,10 @@ class _Cohort(Sequence[P], Generic[P]):
         check_timeout(timeout)
         if quorum is not None and quorum < 1:
             raise ValueError(f"a quorum of {quorum} makes no sense; it must be at least 1")
-        if isinstance(instruction, Message):
-            return self._proxies, [serialised(instruction)]
+        if quorum is not None and quorum > len(self):
+            raise ValueError(f"a quorum of {quorum} can't be reached by {len(self)} participants")
+        if isinstance(instruction, Message | str):
+            return self._proxies, [serialised(instruction)]  # which refuses a str
         if isinstance(instruction, Mapping):
             known = set(self._proxies)
             strangers = [proxy for proxy in instruction if proxy not in known]

@@ -118,6 +118,6 @@ class AddressInUse(StartError):
 
     def __init__(self, address: str) -> None:
         super().__init__(
-            f"{address} is in use by another process (another coordinator?); "
-            f"stop that one, or listen on another port"
+            f"{address} is in use by another process: another coordinator, or the workers of one that was "
+            f"killed, which end by themselves within half a minute; stop it, wait, or take another port"
         )

@@ -31,6 +31,10 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Reads ``host:port`` or ``[ipv6]:port``. Raises ValueError with a sentence for the person."""
+        if not isinstance(text, str):
+            raise TypeError(f"an address is text like 127.0.0.1:50051, not {text!r}")
+        if "://" in text:
+            raise ValueError(f"{text!r}: write host:port alone, as in 127.0.0.1:50051")
         host, colon, port = text.strip().rpartition(":")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]

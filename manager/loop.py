@@ -67,7 +67,7 @@ class LoopThread:
         with self._lock:
             if self._closing:
                 coroutine.close()
-                raise Closed("it has been closed already")
+                raise Closed("this has been closed already; make a new one")
             self._loop.call_soon_threadsafe(start)
         try:
             while not outcome.done():

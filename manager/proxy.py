@@ -119,6 +119,10 @@ class ParticipantProxy(_Proxy):
 
 def serialised(message: stream_pb2.ServerMessage) -> bytes:
     """The message's bytes. Raises ValueError for what only managers may send, such as a reconnect."""
+    if not isinstance(message, stream_pb2.ServerMessage):
+        raise TypeError(
+            f"run() sends a ServerMessage, such as instruction('train', ...), not {type(message).__name__}"
+        )
     data = message.SerializeToString()
     if not is_instruction(data):
         raise ValueError(

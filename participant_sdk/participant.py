@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from participant_sdk.address import check_address
@@ -10,6 +11,8 @@ from participant_sdk.background import background_loop, wait_for
 from participant_sdk.base import BaseParticipant
 from participant_sdk.errors import ParticipantError
 from participant_sdk.signals import stop_on_signals
+
+log = logging.getLogger("muster.participant")
 
 
 class Participant(BaseParticipant):
@@ -63,19 +66,22 @@ def run_all(
 async def _run_all(
     participants: Sequence[BaseParticipant], address: str, attempts: int | None
 ) -> list[ParticipantError | None]:
+    tell = len(participants) > 1  # else whoever waits learns it at once
     try:
         async with asyncio.TaskGroup() as group:
-            runs = [group.create_task(_outcome(each, address, attempts)) for each in participants]
+            runs = [group.create_task(_outcome(each, address, attempts, tell)) for each in participants]
     except BaseExceptionGroup as bugs:
         raise bugs.exceptions[0] from None
     return [run.result() for run in runs]
 
 
 async def _outcome(
-    participant: BaseParticipant, address: str, attempts: int | None
+    participant: BaseParticipant, address: str, attempts: int | None, tell: bool
 ) -> ParticipantError | None:
     try:
         await participant._run(address, attempts)
     except ParticipantError as error:
+        if tell:
+            log.error("%s: %s", participant.participant_id or "a participant", error)
         return error
     return None

@@ -140,4 +140,6 @@ def _fill(part: stream_pb2.Instruction | stream_pb2.Result, tensors: Tensors | N
         for name, array in tensors.items():
             fill_tensor(part.tensors.add(), name, array)
     elif tensors is not None:
+        if not all(isinstance(tensor, stream_pb2.Tensor) for tensor in tensors):
+            raise TypeError("tensors must be a dict of names to arrays, or a sequence of Tensors")
         part.tensors.extend(tensors)

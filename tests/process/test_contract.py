@@ -294,6 +294,19 @@ def test_numbers_may_come_from_numpy(served: Served, devices: Devices) -> None:
     assert len(served.manager.get_participants(numbers[0], numbers[1], timeout=10)) in (2, 3)
 
 
+def test_what_is_no_message_is_refused_with_a_sentence(served: Served, devices: Devices) -> None:
+    devices.join(served.address, 2)
+    cohort = served.manager.get_participants(2, timeout=10)
+    with pytest.raises(TypeError, match=r"run\(\) sends a ServerMessage"):
+        cohort.run("train")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"run\(\) sends a ServerMessage"):
+        cohort[0].run("train")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="timeout must be None or seconds"):
+        cohort.run(instruction("echo"), timeout="3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a quorum of 3 can't be reached by 2 participants"):
+        cohort.run(instruction("echo"), quorum=3)
+
+
 def test_a_timeout_that_is_not_a_number_costs_nobody_anything(served: Served, devices: Devices) -> None:
     devices.join(served.address, 2)
     cohort = served.manager.get_participants(2, timeout=10)

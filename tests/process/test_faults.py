@@ -110,6 +110,22 @@ def test_workers_do_not_outlive_a_killed_coordinator(tmp_path: Path, devices: De
     assert all(device.reconnect is not None for device in joined), "they were cut off, not sent elsewhere"
 
 
+FORGETFUL = """
+from coordinator import Coordinator
+coordinator = Coordinator(workers=1, listen="127.0.0.1:0", log_level="critical")
+coordinator.start()
+print(coordinator.status().workers[0].pid)
+"""
+
+
+def test_a_script_that_forgets_to_stop_leaves_nothing_running() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not psutil.pid_exists(int(done.stdout))
+
+
 INTERRUPTED = """
 import os, signal, threading
 from coordinator import Coordinator

@@ -1,0 +1,78 @@
+"""The asyncio twins: the same, awaited; cancelling a task gives its call up."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from coordinator import aio
+from manager.errors import CallTimeout, NotEnoughParticipants, ParticipantLost
+from tests.support import Devices, instruction
+
+
+class Echo(aio.ParticipantProxy):
+    async def echo(self, payload: bytes) -> bytes:
+        return (await self.run(instruction("echo", payload))).result.payload
+
+
+def test_a_coordinator_and_a_connection_in_one_event_loop(devices: Devices) -> None:
+    async def main() -> None:
+        async with aio.Coordinator(
+            2, "127.0.0.1:0", Echo, control="127.0.0.1:0", log_level="warning"
+        ) as coordinator:
+            joined = await asyncio.to_thread(devices.join, coordinator.listen, 4)
+            cohort = await coordinator.get_participants(4, timeout=20)
+            assert await asyncio.gather(*(proxy.echo(b"x") for proxy in cohort)) == [b"x"] * 4
+            async with aio.connect(coordinator.control, Echo) as connection:
+                attached = await connection.get_participants(4, timeout=20)
+                outcome = await attached.run(instruction("echo"), timeout=20)
+                assert len(outcome.results) == 4
+                async with connection.lease(3) as leased:
+                    assert len(leased) == 3
+                    with pytest.raises(NotEnoughParticipants):
+                        await coordinator.lease(2, timeout=0.1)
+                with pytest.raises(CallTimeout):
+                    await attached[0].run(instruction("hold"), timeout=0.1)
+                assert (await connection.status()).participants == 4
+            status = await coordinator.status()
+            assert (status.leased, status.calls) == (0, 0)
+
+            # A task that is cancelled gives its call up, and the participant is told.
+            holding = next(device for device in joined if device.holding.is_set())
+            holding.release()
+            proxy = next(proxy for proxy in cohort if proxy.id != holding.id)
+            device = next(device for device in joined if device.id == proxy.id)
+            task = asyncio.create_task(proxy.run(instruction("hold")))
+            await asyncio.to_thread(device.holding.wait, 20)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(device.cancelled.wait, 20)
+            assert (await coordinator.status()).calls == 0
+            device.release()
+
+            task = asyncio.create_task(proxy.run(instruction("hold")))
+            await asyncio.to_thread(device.holding.wait, 20)
+            await asyncio.to_thread(device.cut)
+            with pytest.raises(ParticipantLost):
+                await task
+
+    asyncio.run(main())
+
+
+def test_awaiting_a_connection_instead_of_entering_it(devices: Devices) -> None:
+    async def main() -> None:
+        async with aio.Coordinator(
+            1, "127.0.0.1:0", control="127.0.0.1:0", log_level="warning"
+        ) as coordinator:
+            connection = await aio.connect(coordinator.control)
+            await asyncio.to_thread(devices.join, coordinator.listen, 1)
+            lease = await connection.lease(1, timeout=20)
+            await connection.close()
+            assert len(lease) == 1
+            assert len(await coordinator.lease(1, timeout=20)) == 1, (
+                "the connection's lease didn't end with it"
+            )
+
+    asyncio.run(main())
