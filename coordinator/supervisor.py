@@ -150,7 +150,7 @@ class Supervisor:
             f"--log-format={settings.log_format}",
         ]
         if settings.pin:
-            arguments.append(f"--cpu={slot.index}")
+            arguments.append(f"--pin={slot.index}")
         return arguments
 
     def _on_exit(self, slot: Slot, process: WorkerProcess, code: int) -> None:

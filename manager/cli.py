@@ -44,7 +44,8 @@ def main() -> None:
     metavar="SECONDS",
     help="How long to go on without a coordinator.",
 )
-@option("--cpu", type=click.IntRange(0), metavar="N", help="Bind to the Nth CPU of those allowed.")
+# Not from the environment: there MUSTER_PIN is the coordinator's, and means something else.
+@click.option("--pin", type=click.IntRange(0), metavar="N", help="Bind to the Nth CPU of those allowed.")
 @log_options
 def start(
     coordinator: str,
@@ -53,7 +54,7 @@ def start(
     listen: Address,
     share_port: bool,
     orphan_grace: float,
-    cpu: int | None,
+    pin: int | None,
     log_level: str,
     log_format: LogFormat,
 ) -> None:
@@ -67,8 +68,8 @@ def start(
         return await worker.Worker(settings).run()
 
     try:
-        if cpu is not None:
-            worker.pin(cpu)
+        if pin is not None:
+            worker.pin(pin)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             reason = runner.run(run())
     except StartError as error:

@@ -55,6 +55,7 @@ class Device:
         self._devices = devices
         self._hello = hello
         self._released = asyncio.Event()
+        self._turn_to_write = asyncio.Lock()
         self._answering: asyncio.Task[None] | None = None
         self.id = hello.hello.participant_id if hello is not None else ""
         self.received: Counter[bytes] = Counter()  # payloads
@@ -152,8 +153,9 @@ class Device:
         await self._write(stream_pb2.ParticipantMessage(result=result).SerializeToString())
 
     async def _write(self, data: bytes) -> None:
-        for piece in split(data, stream_pb2.ParticipantMessage):
-            await self._call.write(piece)
+        async with self._turn_to_write:  # the next may be due before gRPC says that the last is out
+            for piece in split(data, stream_pb2.ParticipantMessage):
+                await self._call.write(piece)
 
     async def _leave(self) -> None:
         message = stream_pb2.ParticipantMessage(leave=stream_pb2.Leave(reason="test"))

@@ -15,8 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coordinator import Coordinator, ParticipantLost, WorkerBootError
-from tests.process.running import start_coordinator
+from coordinator import Coordinator, ParticipantLost, WorkerBootError, connect
 from tests.support import Devices, eventually, instruction
 
 
@@ -66,21 +65,42 @@ def test_a_frozen_worker_is_found_within_the_liveness_time(devices: Devices) -> 
         assert not psutil.pid_exists(pid)
 
 
-def test_a_coordinator_that_was_frozen_keeps_its_workers(tmp_path: Path, devices: Devices) -> None:
-    with start_coordinator(tmp_path / "coordinator.log", "--workers=2") as coordinator:
-        devices.join(coordinator.listen, 4)
-        eventually(lambda: coordinator.status()["participants"] == 4)
-        before = {worker.pid for worker in coordinator.children()}
-        coordinator.send(signal.SIGSTOP)
-        stopped = psutil.Process(coordinator.pid)
-        eventually(lambda: stopped.status() == psutil.STATUS_STOPPED)
-        asleep_since = time.monotonic()
-        eventually(lambda: time.monotonic() - asleep_since > 3.5)  # longer than the liveness time
-        coordinator.send(signal.SIGCONT)
-        assert coordinator.status()["participants"] == 4
-        status = coordinator.status()
-        assert {worker["pid"] for worker in status["workers"]} == before
-        assert [worker["incarnation"] for worker in status["workers"]] == [1, 1]
+FROZEN = """
+import sys
+from coordinator import Coordinator
+options = {"liveness": 0.8, "heartbeat": 0.1, "log_level": "critical"}
+with Coordinator(workers=2, listen="127.0.0.1:0", control="127.0.0.1:0", **options) as c:
+    print(c.listen, c.control, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_coordinator_that_was_frozen_keeps_its_workers(devices: Devices) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FROZEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as script:
+        try:
+            assert script.stdout is not None
+            assert script.stdin is not None
+            listen, control = script.stdout.readline().split()
+            devices.join(listen, 4)
+            with connect(control) as connection:
+                connection.get_participants(4, timeout=20)
+                before = [worker.pid for worker in connection.status().workers]
+                script.send_signal(signal.SIGSTOP)
+                frozen = psutil.Process(script.pid)
+                eventually(lambda: frozen.status() == psutil.STATUS_STOPPED)
+                since = time.monotonic()
+                eventually(lambda: time.monotonic() > since + 1.2)  # longer than the liveness time
+                script.send_signal(signal.SIGCONT)
+                status = connection.status()
+                assert [worker.pid for worker in status.workers] == before
+                assert [worker.incarnation for worker in status.workers] == [1, 1]
+                assert status.participants == 4
+            script.stdin.close()
+            assert script.wait(20) == 0
+        finally:
+            script.kill()
 
 
 ORPHANS = """
