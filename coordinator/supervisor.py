@@ -159,17 +159,19 @@ class Supervisor:
         if slot.restart is not None:
             slot.restart.cancel()
         self._exited.set()
+        self._listener.ended(slot.index)
         if self._stopping:
-            self._listener.ended(slot.index)
             return
         if not self._all_booted.done():
             text = f"worker {slot.index} could not start ({describe_exit(code)})"
             if code == EXIT_COULD_NOT_START:
                 text += "; its own message is above"
             self._all_booted.set_exception(WorkerBootError(text))
+        elif code == 0 and slot.booted:
+            log.info("worker %d has drained; it is started again", slot.index)  # somebody asked it to
+            self._respawn(slot)
         else:
             self._restart(slot, code, time.monotonic() - process.started_at)
-        self._listener.ended(slot.index)
 
     def _restart(self, slot: Slot, code: int, lived: float) -> None:
         decision = slot.policy.died(booted=slot.booted, lived=lived, now=time.monotonic())

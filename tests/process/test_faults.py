@@ -49,6 +49,25 @@ def test_the_participants_of_a_killed_worker_are_lost_and_its_slot_is_filled_aga
         eventually(lambda: coordinator.status().workers[victim].participants > 0)
 
 
+def test_a_worker_that_is_asked_to_stop_finishes_its_work_and_is_started_again(devices: Devices) -> None:
+    with Coordinator(workers=2, listen="127.0.0.1:0", log_level="critical") as coordinator:
+        joined = devices.join(coordinator.listen, 8)
+        cohort = coordinator.get_participants(8, timeout=20)
+        victim = cohort[0].worker
+        pid = coordinator.status().workers[victim].pid
+        with ThreadPoolExecutor(1) as threads:
+            call = threads.submit(cohort.run, instruction("hold"))
+            assert all(device.holding.wait(20) for device in joined)
+            os.kill(pid, signal.SIGTERM)
+            for device in joined:
+                device.release()
+            assert len(call.result(20).results) == 8, "an answer was lost"
+        eventually(lambda: coordinator.status().workers[victim].incarnation == 2)
+        eventually(lambda: coordinator.status().workers[victim].state == "up")
+        moved = {proxy.id for proxy in cohort if proxy.worker == victim}
+        eventually(lambda: {device.id for device in joined if device.reconnect is not None} == moved)
+
+
 def test_a_frozen_worker_is_found_within_the_liveness_time(devices: Devices) -> None:
     with Coordinator(
         workers=2, listen="127.0.0.1:0", liveness=1.0, heartbeat=0.2, log_level="critical"
