@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -19,15 +19,13 @@ import grpc.aio
 from coordinator.batches import MAX_ITEM_BYTES, BatchWriter
 from manager.backend import check_timeout
 from manager.calls import Answer, Call, OutcomeKind
+from manager.dispatcher import Dispatcher
 from manager.errors import AddressInUse, Closed, NotEnoughParticipants
 from manager.listen import Address, reserve
 from manager.members import Member
 from protos import control_pb2, stream_pb2
 from protos.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
 from protos.envelope import is_instruction
-
-if TYPE_CHECKING:
-    from coordinator.running import RunningCoordinator
 
 CONTROL_VERSION = 1
 TOO_LARGE = stream_pb2.ParticipantMessage(
@@ -44,8 +42,8 @@ PAGE = 500
 class Attachment:
     """One attached script: its requests, calls and leases, by its own numbers."""
 
-    def __init__(self, coordinator: RunningCoordinator, writer: BatchWriter[control_pb2.ServerBatch]) -> None:
-        self._dispatcher = coordinator.dispatcher
+    def __init__(self, dispatcher: Dispatcher, writer: BatchWriter[control_pb2.ServerBatch]) -> None:
+        self._dispatcher = dispatcher
         self._writer = writer
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._leases: dict[int, int] = {}
@@ -182,21 +180,22 @@ class _CallWaiter:
 
 
 class _Servicer(ControlServicer):
-    def __init__(self, coordinator: RunningCoordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, dispatcher: Dispatcher, status: Callable[[], control_pb2.Status]) -> None:
+        self._dispatcher = dispatcher
+        self._status = status
         self.attachments: dict[int, Attachment] = {}
         self._ids = itertools.count(1)
 
     async def GetStatus(  # noqa: N802
         self, request: control_pb2.StatusRequest, context: object
     ) -> control_pb2.Status:
-        return self._coordinator.status()
+        return self._status()
 
     async def ListParticipants(  # noqa: N802
         self, request: control_pb2.ListParticipantsRequest, context: object
     ) -> AsyncIterator[control_pb2.ParticipantPage]:
         now = time.monotonic()
-        members = self._coordinator.dispatcher.pool.matching(dict(request.where))
+        members = self._dispatcher.pool.matching(dict(request.where))
         for start in range(0, len(members), PAGE):
             yield control_pb2.ParticipantPage(
                 participants=[describe(member, now) for member in members[start : start + PAGE]]
@@ -210,7 +209,7 @@ class _Servicer(ControlServicer):
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - gRPC runs each handler in a task
         writer = BatchWriter(control_pb2.ServerBatch, context.write, on_error=task.cancel)
-        attachment = Attachment(self._coordinator, writer)
+        attachment = Attachment(self._dispatcher, writer)
         number = next(self._ids)
         try:
             async for batch in request_iterator:
@@ -253,11 +252,11 @@ CONTROL_OPTIONS = [
 class ControlServer:
     """Serves the control API of one coordinator."""
 
-    def __init__(self, coordinator: RunningCoordinator) -> None:
-        self._servicer = _Servicer(coordinator)
+    def __init__(self, dispatcher: Dispatcher, status: Callable[[], control_pb2.Status]) -> None:
+        self._servicer = _Servicer(dispatcher, status)
         self._server: grpc.aio.Server | None = None
         self.address = ""
-        coordinator.dispatcher.on_ended = self._servicer.gone
+        dispatcher.on_ended = self._servicer.gone
 
     @property
     def attached(self) -> int:

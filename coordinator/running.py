@@ -89,7 +89,7 @@ class RunningCoordinator:
             if not settings.share_port:
                 self.listen = self.addresses[0]
             if settings.control is not None:
-                self._control = ControlServer(self)
+                self._control = ControlServer(self.dispatcher, self.status)
                 await self._control.start(settings.control)
         except BaseException:
             await self.stop(grace=0.0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from coordinator.batches import MAX_BATCH_BYTES, BatchWriter
 from coordinator.control import Attachment
-from coordinator.running import RunningCoordinator
 from manager.dispatcher import Dispatcher
 from manager.members import Member
 from protos import control_pb2
@@ -32,9 +31,8 @@ class Harness:
         self.members = [make_member(self.dispatcher.new_key()) for _ in range(members)]
         for member in self.members:
             self.dispatcher.joined(member)
-        coordinator = cast(RunningCoordinator, self)
         self.attachment = Attachment(
-            coordinator, BatchWriter(control_pb2.ServerBatch, self._write, on_error=self._fail)
+            self.dispatcher, BatchWriter(control_pb2.ServerBatch, self._write, on_error=self._fail)
         )
 
     async def _write(self, batch: control_pb2.ServerBatch) -> None:
