@@ -1,6 +1,6 @@
 """How a participant's TCP connection is made: the one place where TLS and tokens belong.
 
-Decides the channel's options. Each measured reason is in DESIGN, §10; the server must allow pings every
+Decides the channel's options. Their reasons are in PROTOCOL.md, A.11; the server must allow pings every
 KEEPALIVE_TIME seconds without data, or it ends the connection with "too many pings".
 """
 
