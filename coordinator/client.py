@@ -139,19 +139,17 @@ class Link:
     ) -> Acquired:
         self._check()
         number = next(self._ids)
+        acquire = control_pb2.Acquire(
+            id=number,
+            min_participants=minimum,
+            max_participants=maximum,
+            where=where,
+            timeout_seconds=timeout,
+            lease=exclusive,
+        )
         request = _PendingRequest(asyncio.get_running_loop().create_future(), minimum, where)
         self._requests[number] = request
-        self._writer.add(
-            "acquires",
-            control_pb2.Acquire(
-                id=number,
-                min_participants=minimum,
-                max_participants=maximum,
-                where=where,
-                timeout_seconds=timeout,
-                lease=exclusive,
-            ),
-        )
+        self._writer.add("acquires", acquire)
         try:
             return await request.future
         except asyncio.CancelledError:
@@ -178,23 +176,21 @@ class Link:
                 f"the instructions of one call are {size} bytes in all; an attached script can send "
                 f"{MAX_ITEM_BYTES} bytes at once"
             )
-        call = _PendingCall(next(self._ids), asyncio.get_running_loop().create_future(), len(members))
-        call.outcomes = [(OutcomeKind.LOST, b"")] * len(members)
-        if not members:
-            call.waiter.set_result(None)
-            return call
-        self._calls[call.id] = call
-        self._writer.add(
-            "calls",
-            control_pb2.StartCall(
-                id=call.id,
-                participants=[member.key for member in members],
-                payloads=payloads,
-                timeout_seconds=timeout,
-                quorum=quorum,
-            ),
-            size=size,
+        number = next(self._ids)
+        start = control_pb2.StartCall(
+            id=number,
+            participants=[member.key for member in members],
+            payloads=payloads,
+            timeout_seconds=timeout,
+            quorum=quorum,
         )
+        call = _PendingCall(number, asyncio.get_running_loop().create_future(), len(members))
+        call.outcomes = [(OutcomeKind.LOST, b"")] * len(members)
+        if members:
+            self._calls[number] = call
+            self._writer.add("calls", start, size)
+        else:
+            call.waiter.set_result(None)
         return call
 
     def give_up_call(self, call: Running) -> None:

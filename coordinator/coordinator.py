@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -74,7 +75,9 @@ class Coordinator(Participants[B]):
         return self._loop.run(status())
 
     def start(self) -> None:
-        """Blocks until all workers are up."""
+        """Blocks until all workers are up. Raises RuntimeError if it was started before."""
+        if self._finalizer is not None:
+            raise RuntimeError("this coordinator has been started before; make a new one")
         try:
             self._loop.run(self._running.start())
         except BaseException:
@@ -103,11 +106,15 @@ class Coordinator(Participants[B]):
 
 
 def _stop(loop: LoopThread, running: RunningCoordinator, grace: float | None) -> None:
-    if not loop.closed:
-        try:
-            loop.run(running.stop(grace))
-        finally:
-            loop.close()
+    if loop.closed:
+        return
+    if loop.is_current:  # a garbage collection came upon a forgotten coordinator here, of all places
+        threading.Thread(target=_stop, args=(loop, running, grace), name="muster-stop").start()
+        return
+    try:
+        loop.run(running.stop(grace))
+    finally:
+        loop.close()
 
 
 class Connection(Participants[B]):

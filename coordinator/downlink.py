@@ -110,10 +110,10 @@ class Downlink:
         return None
 
     def received(self, message: link_pb2.Upward, now: float) -> list[Event]:
-        self._liveness.heard(now)
         body = message.WhichOneof("body")
         if body == "hello":
             return self._greeted(message, now)
+        self._liveness.heard(now)
         if self.state is not State.OPEN or not self._end.received(message, now):
             return []
         if body == "report":
@@ -139,6 +139,7 @@ class Downlink:
         hello = message.hello
         if hello.handshake < self._handshake:
             return []  # overtaken by a later one
+        self._liveness.heard(now)
         welcome = link_pb2.Welcome(
             version=LINK_VERSION,
             heartbeat_seconds=self._heartbeat,

@@ -7,12 +7,16 @@ tells at once.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import manager
 
 
 class WorkerProcess:
@@ -23,8 +27,11 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
         self.started_at = time.monotonic()
+        # -P: never from the working directory, which may well have a manager.py of its own.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "manager", "start", *arguments], stdin=subprocess.DEVNULL
+            [sys.executable, "-P", "-m", "manager", "start", *arguments],
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
         )
         self.pid = self._process.pid
         self._watch = threading.Thread(target=self._wait, name=f"muster-watch-{self.pid}", daemon=True)
@@ -52,6 +59,15 @@ class WorkerProcess:
         code = self._process.wait()
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._on_exit, code)
+
+
+def _environment() -> dict[str, str]:
+    """The environment in which a worker finds this package, also in a checkout that isn't installed."""
+    packages = Path(manager.__file__).parent.parent
+    if packages.name in ("site-packages", "dist-packages"):
+        return dict(os.environ)
+    path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def describe_exit(code: int) -> str:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import TextIO
 
 from coordinator.control import ControlServer
 from coordinator.downlink import State
@@ -22,6 +23,7 @@ from coordinator.supervisor import Supervisor
 from coordinator.workers import Workers
 from manager.calls import OutcomeKind
 from manager.dispatcher import Dispatcher
+from manager.errors import StartError
 from manager.listen import Reservation, reserve
 from manager.usage import resident_bytes
 from protos import control_pb2
@@ -38,6 +40,7 @@ class RunningCoordinator:
         self._started_at = time.monotonic()
         self._reservation: Reservation | None = None
         self._run_dir: Path | None = None
+        self._lock_file: TextIO | None = None
         self._workers: Workers | None = None
         self._supervisor: Supervisor | None = None
         self._control: ControlServer | None = None
@@ -79,6 +82,7 @@ class RunningCoordinator:
                 listen = settings.listen
             self.listen = str(listen)
             self._run_dir = _make_run_dir(settings.run_dir)
+            self._lock_file = _lock(self._run_dir)
             # Tells this life of the coordinator from others. Tags begin here, too: small ones are cheap.
             epoch = 1 + secrets.randbits(29)
             workers = self._workers = Workers(settings, self._run_dir, epoch)
@@ -118,6 +122,9 @@ class RunningCoordinator:
             await self._control.stop()
         if self._reservation is not None:
             self._reservation.close()
+        if self._lock_file is not None and self._run_dir is not None:
+            (self._run_dir / "link.sock").unlink(missing_ok=True)
+            self._lock_file.close()
         if self._run_dir is not None and self._run_dir != self.settings.run_dir:
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
@@ -184,5 +191,29 @@ def _make_run_dir(wanted: Path | None) -> Path:
     """A directory that only this user can enter, for the link's socket."""
     if wanted is None:
         return Path(tempfile.mkdtemp(prefix="muster-"))
-    wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"can't use {wanted} as the run directory: {error.strerror or error}") from None
     return wanted
+
+
+def _lock(run_dir: Path) -> TextIO:
+    """Holds the directory until the file is closed: a second coordinator in it would steal the link's socket.
+
+    Raises StartError if another coordinator has it.
+    """
+    try:
+        file = (run_dir / "lock").open("w")
+    except OSError as error:
+        raise StartError(f"can't write to the run directory {run_dir}: {error.strerror or error}") from None
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise StartError(f"another coordinator uses the run directory {run_dir}") from None
+    return file

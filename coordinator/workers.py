@@ -106,7 +106,10 @@ class Workers:
         path = str(run_dir / "link.sock")
         if len(path.encode()) > MAX_SOCKET_PATH:
             raise StartError(f"the path of the run directory is too long for a socket in it: {path}")
-        socket.bind(f"ipc://{path}")
+        try:
+            socket.bind(f"ipc://{path}")
+        except zmq.ZMQError as error:
+            raise StartError(f"can't make the link's socket {path}: {error}") from None
         return f"ipc://{path}"
 
     def _new_downlink(self, index: int, incarnation: int) -> Downlink:

@@ -25,7 +25,7 @@ class Lease:
 
     def __init__(self, release: Callable[[], None]) -> None:
         self._release = release
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come in between, and release too
         self._released = False
 
     def release(self) -> None:

@@ -19,7 +19,7 @@ from typing import Protocol, cast
 from manager.backend import Acquired, Running
 from manager.calls import Call, CallTable, OutcomeKind, Payload
 from manager.errors import Closed, NotEnoughParticipants
-from manager.members import Member
+from manager.members import Member, printable
 from manager.pool import Pool, Request, Shortage
 
 log = logging.getLogger("muster.dispatcher")
@@ -74,7 +74,7 @@ class Dispatcher:
         if replaced is not None:
             log.warning(
                 "participant %s connected again (%s); its older session (%s) is ended",
-                member.participant_id,
+                printable(member.participant_id),
                 member.peer,
                 replaced.peer,
             )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError, Future, wait
 from typing import Any, TypeVar
 
 from manager.errors import Closed
@@ -37,14 +37,20 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = new_event_loop()
-        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # a signal handler may come in between, and call too
         self._closing = False
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
     @property
     def closed(self) -> bool:
-        return self._closing
+        return self._closing or os.getpid() != self._pid
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is in the loop's own thread."""
+        return threading.current_thread() is self._thread
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Blocks until the coroutine is done.
@@ -52,17 +58,23 @@ class LoopThread:
         An exception in the waiting thread, such as KeyboardInterrupt, cancels the coroutine and waits until
         it has cleaned up; a second one doesn't wait. Raises Closed if the loop has been, or is being, closed.
         """
-        if threading.current_thread() is self._thread:
+        if os.getpid() != self._pid:
+            coroutine.close()
+            raise Closed("this belongs to the process that was forked; connect anew in the child")
+        if self.is_current:
             coroutine.close()
             raise RuntimeError(
                 "a blocking call was made on Muster's own event loop thread; use the asyncio interface there"
             )
-        outcome: Future[T] = Future()
         tasks: list[asyncio.Task[T]] = []
+        # A bare lock as the gate: an Event or a Future has a critical section of its own, in which a signal
+        # handler that calls here, too, would shut out the loop for ever.
+        gate = threading.Lock()
+        gate.acquire()
 
         def start() -> None:
             tasks.append(self._loop.create_task(coroutine))
-            tasks[0].add_done_callback(lambda task: self._copy(task, outcome))
+            tasks[0].add_done_callback(lambda _: gate.release())
 
         with self._lock:
             if self._closing:
@@ -70,36 +82,30 @@ class LoopThread:
                 raise Closed("this has been closed already; make a new one")
             self._loop.call_soon_threadsafe(start)
         try:
-            while not outcome.done():
-                with contextlib.suppress(TimeoutError):
-                    outcome.exception(_TICK)
-            return outcome.result()
+            while not gate.acquire(timeout=_TICK):
+                pass
         except BaseException:
-            if not outcome.done():
+            if not (tasks and tasks[0].done()):
                 with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                     self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-                wait([outcome])
+                gate.acquire()
             raise
+        return self._result(tasks[0])
 
     def close(self) -> None:
         """Cancels what still runs on the loop, ends the thread. May be called more than once."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             if not self._closing:
                 self._closing = True
                 self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
-    def _copy(self, task: asyncio.Task[T], outcome: Future[T]) -> None:
-        if not task.cancelled():
-            error = task.exception()
-            if error is None:
-                outcome.set_result(task.result())
-            else:
-                outcome.set_exception(error)
-        elif self._closing:
-            outcome.set_exception(Closed("it was closed before this was done"))
-        else:
-            outcome.set_exception(CancelledError())  # a cancelled Future would not wake who waits for it
+    def _result(self, task: asyncio.Task[T]) -> T:
+        if task.cancelled() and self._closing:
+            raise Closed("it was closed before this was done")
+        return task.result()
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -45,3 +45,10 @@ class Member:
     def busy(self) -> bool:
         """Whether it works on an instruction, one whose call was given up included."""
         return self.tag != 0
+
+
+def printable(participant_id: str) -> str:
+    """An id for a log line: participants choose theirs, and must not forge lines or paint the terminal."""
+    if participant_id.isprintable() and len(participant_id) <= 80:
+        return participant_id
+    return repr(participant_id[:80])

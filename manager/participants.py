@@ -68,7 +68,7 @@ class AsyncParticipants(Generic[A]):
 
     def _proxy(self, member: Member) -> A:
         if member.proxy is None:
-            member.proxy = self._factory(Handle(member, self._get_backend()))
+            member.proxy = _made(self._factory(Handle(member, self._get_backend())), AsyncParticipantProxy)
         return cast(A, member.proxy)
 
 
@@ -176,8 +176,19 @@ class Participants(Generic[B]):
     def _proxy(self, member: Member) -> B:
         with self._making:
             if member.proxy is None:
-                member.proxy = self._factory(Handle(member, self._get_backend(), self._loop))
+                handle = Handle(member, self._get_backend(), self._loop)
+                member.proxy = _made(self._factory(handle), ParticipantProxy)
             return cast(B, member.proxy)
+
+
+def _made(proxy: object, kind: type[object]) -> object:
+    """What a factory made, if it is of the right kind. Raises TypeError otherwise."""
+    if not isinstance(proxy, kind):
+        raise TypeError(
+            f"participant_proxy_factory must return a {kind.__name__}, not {type(proxy).__name__}; "
+            f"most often it is a subclass of it"
+        )
+    return proxy
 
 
 def _check(

@@ -13,6 +13,7 @@ from collections import deque
 import grpc
 import grpc.aio
 
+from manager.members import printable
 from manager.session import Session, State
 from protos import link_pb2, stream_pb2
 
@@ -60,7 +61,7 @@ class Stream:
 
     def __str__(self) -> str:
         if self.hello is not None and self.hello.participant_id:
-            return f"participant {self.hello.participant_id} ({self.peer})"
+            return f"participant {printable(self.hello.participant_id)} ({self.peer})"
         return f"a participant at {self.peer}"
 
     @property

@@ -43,6 +43,29 @@ def test_a_blocking_call_on_the_loop_itself_is_refused_rather_than_hang() -> Non
     loop.close()
 
 
+def test_a_signal_handler_may_call_while_another_call_begins() -> None:
+    loop = LoopThread("test")
+    calls: list[int] = []
+
+    async def give(number: int) -> int:
+        return number
+
+    def handler(*_: object) -> None:
+        calls.append(loop.run(give(len(calls))))
+        signal.setitimer(signal.ITIMER_REAL, 0.001)  # the next one only now: they must not pile up
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        for number in range(500):
+            assert loop.run(give(number)) == number
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert calls == list(range(len(calls)))
+    loop.close()
+
+
 def test_closing_ends_what_is_being_waited_for() -> None:
     loop = LoopThread("test")
     waiting = threading.Event()

@@ -255,6 +255,31 @@ def test_options_come_from_the_environment_and_from_a_file(tmp_path: Path) -> No
         assert all(len(cpus or ()) == 1 for cpus in pinned)
 
 
+def test_workers_import_nothing_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("manager.py", "protos.py", "logging.py"):
+        (tmp_path / name).write_text("raise SystemExit('not what was meant')")
+    monkeypatch.chdir(tmp_path)
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator:
+        assert coordinator.status()["workers"][0]["state"] == "up"
+
+
+def test_two_coordinators_do_not_share_a_run_directory(tmp_path: Path) -> None:
+    option = f"--run-dir={tmp_path / 'run'}"
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1", option):
+        second = run("coordinator", "start", "--listen=127.0.0.1:0", "--control=127.0.0.1:0", option)
+        assert second.returncode == 1
+        assert second.stderr == f"Error: another coordinator uses the run directory {tmp_path / 'run'}\n"
+    with start_coordinator(tmp_path / "again.log", "--workers=1", option):
+        pass
+    done = run(
+        "coordinator", "start", "--listen=127.0.0.1:0", "--control=127.0.0.1:0", "--run-dir=/dev/null/x"
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: can't use /dev/null/x as the run directory")
+
+
 def test_looking_where_nobody_is_says_what_to_do() -> None:
     for name in ("status", "participants"):
         done = run("coordinator", name, "--control=127.0.0.1:1")

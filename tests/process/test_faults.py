@@ -149,6 +149,13 @@ def test_workers_do_not_outlive_a_killed_coordinator(tmp_path: Path, devices: De
     assert all(device.reconnect is not None for device in joined), "they were cut off, not sent elsewhere"
 
 
+def test_a_second_start_is_refused_and_does_no_harm() -> None:
+    with Coordinator(workers=1, listen="127.0.0.1:0", log_level="critical") as coordinator:
+        with pytest.raises(RuntimeError, match="has been started before"):
+            coordinator.start()
+        assert coordinator.status().workers[0].state == "up"
+
+
 FORGETFUL = """
 from coordinator import Coordinator
 coordinator = Coordinator(workers=1, listen="127.0.0.1:0", log_level="critical")
