@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -207,18 +208,33 @@ def test_a_stop_that_is_interrupted_leaves_nothing_running() -> None:
     assert time.monotonic() - started_at < 30
 
 
+@contextlib.contextmanager
+def taken_port_after_a_free_one() -> Iterator[int]:
+    """The free one of two neighbouring ports; somebody listens on the next."""
+    for _ in range(100):
+        with socket.socket() as taken, socket.socket() as probe:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1] - 1
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            probe.close()
+            yield port
+            return
+    raise AssertionError("no two neighbouring ports were free")
+
+
 def test_a_worker_that_cannot_start_halts_the_start_with_its_error(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1] - 1  # free for the first worker, taken for the second
-        with (
-            pytest.raises(WorkerBootError, match=r"worker 1 could not start \(exit code 3\)"),
-            Coordinator(workers=2, listen=f"127.0.0.1:{port}", share_port=False),
-        ):
-            pass
+    with (
+        taken_port_after_a_free_one() as port,  # free for the first worker, taken for the second
+        pytest.raises(WorkerBootError, match=r"worker 1 could not start \(exit code 3\)"),
+        Coordinator(workers=2, listen=f"127.0.0.1:{port}", share_port=False),
+    ):
+        pass
     assert f"worker 1 can't start: can't listen on 127.0.0.1:{port + 1}" in capfd.readouterr().err
     assert not psutil.Process().children(recursive=True)
