@@ -229,7 +229,7 @@ class Workers:
     def _adopt(self, worker: Worker, hello: link_pb2.Hello) -> None:
         """Makes what is known of the worker's sessions agree with what it says it has."""
         # Orders on their way to the old handshake will not be obeyed; what they were for is found missing.
-        self.dispatcher.settle_now()
+        self.dispatcher.settle()
         replaced = worker.orders.ends
         worker.orders.clear()
         said = {join.session: join for join in hello.sessions if join.session not in replaced}

@@ -101,7 +101,7 @@ class Dispatcher:
     def found(self, member: Member, tag: int) -> None:
         """The member's worker says that it works on the instruction with this tag (0: on none).
 
-        What was meant for it must have been carried out before (``settle_now``), or be forgotten.
+        What was meant for it must have been carried out before (``settle``), or be forgotten.
         """
         self.calls.found(member, tag)
         self._schedule()
@@ -112,14 +112,10 @@ class Dispatcher:
         """Carries out the effects once in this turn of the loop, however many events there were."""
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._settle)
+            self._loop.call_soon(self.settle)
 
-    def settle_now(self) -> None:
-        """Carries out the effects without waiting for the end of the turn."""
-        self._settle()
-
-    def _settle(self) -> None:
-        """Carries out whatever the last events have led to."""
+    def settle(self) -> None:
+        """Carries out whatever the last events have led to; at the end of the turn it comes by itself."""
         self._scheduled = False
         calls, transport = self.calls, self._transport
         if calls.sends:
@@ -255,7 +251,7 @@ class Dispatcher:
         self._closed = True
         for member in self.pool:
             self.ended(member)
-        self._settle()
+        self.settle()
         for waiter in self._requests.values():
             if not waiter.done():
                 waiter.set_exception(Closed("closed while waiting for participants"))

@@ -11,7 +11,6 @@ import contextlib
 import operator
 import threading
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from types import TracebackType
 from typing import Any, Generic, cast
 
 from manager.backend import Acquired, Backend, check_timeout
@@ -86,12 +85,7 @@ class LeaseRequest(Generic[A]):
         self._cohort = await self._ask()
         return self._cohort
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         if self._cohort is not None:
             self._cohort.release()
 

@@ -146,7 +146,7 @@ async def test_who_goes_between_the_grant_and_its_message_is_told_to_be_gone(har
     (member,) = harness.members
     harness.attachment.handle(control_pb2.ClientBatch(acquires=[acquire(1)]))
     await asyncio.sleep(0)
-    harness.dispatcher._settle()  # granted; the request's own task has not run yet
+    harness.dispatcher.settle()  # granted; the request's own task has not run yet
     harness.dispatcher.ended(member)
     harness.attachment.gone(member)
     told = await harness.answers()

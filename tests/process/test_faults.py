@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coordinator import Coordinator, ParticipantLost, WorkerBootError, connect
+from coordinator import Coordinator, CoordinatorGone, ParticipantLost, WorkerBootError, connect
 from tests.support import Devices, eventually, instruction
 
 
@@ -128,21 +128,32 @@ import sys, time
 from coordinator import Coordinator
 from pathlib import Path
 options = {"orphan_grace": 1.0, "heartbeat": 0.2, "log_level": "critical", "run_dir": Path(sys.argv[1])}
-with Coordinator(workers=2, listen="127.0.0.1:0", **options) as c:
-    print(c.listen, flush=True)
+with Coordinator(workers=2, listen="127.0.0.1:0", control="127.0.0.1:0", **options) as c:
+    print(c.listen, c.control, flush=True)
     time.sleep(60)
 """
 
 
-def test_workers_do_not_outlive_a_killed_coordinator(tmp_path: Path, devices: Devices) -> None:
+def test_a_killed_coordinator_is_told_to_callers_and_not_outlived_by_workers(
+    tmp_path: Path, devices: Devices
+) -> None:
     arguments = [sys.executable, "-c", ORPHANS, str(tmp_path)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as script:
         try:
             assert script.stdout is not None
-            listen = script.stdout.readline().strip()
+            listen, control = script.stdout.readline().split()
             workers = psutil.Process(script.pid).children()
             assert len(workers) == 2
             joined = devices.join(listen, 4)
+            with connect(control) as connection, ThreadPoolExecutor(1) as threads:
+                cohort = connection.get_participants(4, timeout=20)
+                call = threads.submit(cohort.run, instruction("hold"))
+                assert all(device.holding.wait(20) for device in joined)
+                script.kill()
+                with pytest.raises(CoordinatorGone):
+                    call.result(20)
+                for device in joined:
+                    device.release()
         finally:
             script.kill()
     eventually(lambda: not any(worker.is_running() for worker in workers))
