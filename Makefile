@@ -28,7 +28,15 @@ check: $(VENV)/.installed check-protos
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.round_trips
+	$(BIN)/python -m benchmarks.round_trips --size 1000000 --participants 50 --modes cohort reduce --workers 2
+	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.idle_memory
+	$(BIN)/python -m benchmarks.reduce_memory --workers 2 --rounds 1
+	$(BIN)/python -m benchmarks.storm
+	$(BIN)/python -m benchmarks.churn
+	$(BIN)/python -m benchmarks.gather
+	$(BIN)/python -m benchmarks.flower
+	$(BIN)/python -m benchmarks.flower --size 1000000
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix

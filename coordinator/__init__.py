@@ -22,7 +22,8 @@ process.py        one of them
 orders.py         what the coordinator tells a worker, batched
 control.py        the control server
 client.py         the other end of it, in an attached script
-batches.py        batches for the control stream
+writer.py         batches for the control stream
+passing.py        how a payload crosses it: as bytes or as a descriptor
 ================  =============================================================================
 
 Who gets which participants, and how each call ends, is decided in the manager package (pool.py, calls.py),
@@ -48,11 +49,13 @@ if TYPE_CHECKING:
         NotEnoughParticipants,
         ParticipantFailed,
         ParticipantLost,
+        ReductionError,
         StartError,
     )
-    from manager.outcome import Outcome
+    from manager.outcome import Outcome, Progress, Reduced
     from manager.proxy import ParticipantProxy
-    from protos.messages import instruction
+    from manager.reducers import Contribution, Reducer, RefusedError
+    from protos.messages import from_scalars, instruction
     from protos.tensors import to_array, to_arrays
 
 # Loaded when first used: a command's --help needs none of it, and a worker little.
@@ -71,11 +74,13 @@ _FROM = {
         "NotEnoughParticipants",
         "ParticipantFailed",
         "ParticipantLost",
+        "ReductionError",
         "StartError",
     ],
-    "manager.outcome": ["Outcome"],
+    "manager.outcome": ["Outcome", "Progress", "Reduced"],
     "manager.proxy": ["ParticipantProxy"],
-    "protos.messages": ["instruction"],
+    "manager.reducers": ["Contribution", "Reducer", "RefusedError"],
+    "protos.messages": ["from_scalars", "instruction"],
     "protos.tensors": ["to_array", "to_arrays"],
 }
 _MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
@@ -99,6 +104,7 @@ __all__ = [
     "Closed",
     "Cohort",
     "Connection",
+    "Contribution",
     "Coordinator",
     "CoordinatorGone",
     "MusterError",
@@ -107,11 +113,17 @@ __all__ = [
     "ParticipantFailed",
     "ParticipantLost",
     "ParticipantProxy",
+    "Progress",
+    "Reduced",
+    "Reducer",
+    "ReductionError",
+    "RefusedError",
     "Settings",
     "StartError",
     "WorkerBootError",
     "aio",
     "connect",
+    "from_scalars",
     "instruction",
     "to_array",
     "to_arrays",

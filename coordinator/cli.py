@@ -23,7 +23,7 @@ from manager.listen import CAN_SHARE_PORT, Address
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
 from manager.options import AddressType, log_options, option
-from manager.usage import calm_garbage_collection
+from manager.usage import allow_many_files, calm_garbage_collection
 from protos import control_pb2
 
 UPDATE_INTERVAL = 0.5
@@ -51,17 +51,26 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"can't read {path}: {error}") from None
-    known = {param.name for param in ctx.command.params if param.name != "config"}
+    known = {
+        name.removeprefix("--").replace("-", "_"): param
+        for param in ctx.command.params
+        for name in param.opts
+        if param.name != "config"
+    }
     values = {key.replace("-", "_"): value for key, value in values.items()}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(set(values) - set(known))
     if unknown:
-        names = ", ".join(sorted(str(name) for name in known))
+        names = ", ".join(sorted(known))
         raise click.BadParameter(f"{path}: unknown setting {', '.join(unknown)}; there are: {names}")
+    typed: dict[str, str | list[str]] = {}
     for key, value in values.items():
-        if not isinstance(value, str | int | float):
+        # As if they had been typed, so that they are checked like anything on the command line.
+        several = isinstance(value, list) and getattr(known[key], "multiple", False)
+        items = value if several else [value]
+        if not all(isinstance(item, str | int | float) for item in items):
             raise click.BadParameter(f"{path}: {key} must be a single value, not {value}")
-    # As if they had been typed, so that they are checked like anything on the command line.
-    ctx.default_map = {**(ctx.default_map or {}), **{key: str(value) for key, value in values.items()}}
+        typed[str(known[key].name)] = [str(item) for item in items] if several else str(value)
+    ctx.default_map = {**(ctx.default_map or {}), **typed}
 
 
 @main.command()
@@ -109,6 +118,13 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory for the link's socket.  [default: a private temporary one]",
 )
+@option(
+    "--reducer",
+    "reducers",
+    multiple=True,
+    metavar="MODULE:CLASS",
+    help="A reducer of your own that scripts may name; may be given several times.",
+)
 @log_options
 def start(log_level: str, log_format: LogFormat, share_port: bool, **options: Any) -> None:
     """Run a coordinator and its workers in the foreground.
@@ -123,6 +139,9 @@ def start(log_level: str, log_format: LogFormat, share_port: bool, **options: An
         settings = Settings(share_port=share_port, log_level=log_level, log_format=log_format, **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if settings.reducers:
+        sys.path.append(str(Path.cwd()))  # last: it must not hide anything
+    allow_many_files()
     live = log_format == "console" and sys.stderr.isatty()
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:

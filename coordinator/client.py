@@ -18,13 +18,16 @@ from typing import cast
 import grpc
 import grpc.aio
 
-from coordinator.batches import MAX_ITEM_BYTES, BatchWriter
 from coordinator.control import CONTROL_OPTIONS, CONTROL_VERSION
 from coordinator.errors import CoordinatorGone
-from manager.backend import Acquired, Running
-from manager.calls import Answer, OutcomeKind
-from manager.errors import Closed, MusterError, NotEnoughParticipants
+from coordinator.passing import Outgoing, received
+from coordinator.writer import MAX_ITEM_BYTES, BatchWriter
+from manager.backend import Acquired, Listener, Running
+from manager.blobs import Blob, Payload, Sample, can_open, share
+from manager.call import Answer, OutcomeKind
+from manager.errors import Closed, MusterError, NotEnoughParticipants, ReductionError
 from manager.members import Member
+from manager.shares import Reduction
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlStub
 
@@ -35,6 +38,9 @@ STATUS_TIMEOUT = 5.0
 
 RETRY_INTERVAL = 0.2
 """Seconds between two attempts to attach to a coordinator that may still be on its way up."""
+
+
+_UNKNOWN: Answer = (OutcomeKind.LOST, b"")
 
 
 @dataclass(slots=True)
@@ -49,7 +55,21 @@ class _PendingCall:
     id: int
     waiter: asyncio.Future[None]
     pending: int
-    outcomes: list[Answer | None] = field(default_factory=list)
+    outcomes: list[Answer | None]
+    payloads: Sequence[Payload]  # kept until it ends: the coordinator may have to open them yet
+    listener: Listener | None
+    states: list[Payload] = field(default_factory=list)
+    results: int = 0
+    folded: int = 0
+    bytes: int = 0
+
+    @property
+    def answered(self) -> int:
+        return max(self.results, self.folded) if self.pending else self.results
+
+    @property
+    def failed(self) -> int:
+        return len(self.outcomes) - self.pending - self.results
 
 
 class Link:
@@ -62,6 +82,9 @@ class Link:
         self._calls: dict[int, _PendingCall] = {}
         self._members: dict[int, Member] = {}
         self._error: MusterError | None = None
+        self._sample = Sample()
+        self._outgoing = Outgoing()
+        self._coordinator_pid = 0
 
     async def open(self, timeout: float) -> None:
         """Attaches, as soon as somebody answers there.
@@ -95,8 +118,15 @@ class Link:
         self._stream = self._stub.Attach()
         try:
             async with asyncio.timeout(timeout):
-                await self._stream.write(control_pb2.ClientBatch(version=CONTROL_VERSION))
-                if isinstance(await self._stream.read(), control_pb2.ServerBatch):
+                await self._stream.write(
+                    control_pb2.ClientBatch(version=CONTROL_VERSION, memory=self._sample.message())
+                )
+                welcome = await self._stream.read()
+                if isinstance(welcome, control_pb2.ServerBatch):
+                    self._outgoing.shares_memory = welcome.shares_memory
+                    self._coordinator_pid = welcome.memory.pid
+                    opens = can_open(welcome.memory)
+                    await self._stream.write(control_pb2.ClientBatch(shares_memory=opens))
                     return None
         except TimeoutError:
             return grpc.StatusCode.UNAVAILABLE, "no answer in time"
@@ -162,15 +192,40 @@ class Link:
         if self._error is None:
             self._writer.add("releases", acquired_id)
 
+    def keep(self, instruction: bytes) -> Payload:
+        return share(instruction) if self._outgoing.shares_memory else instruction
+
     def start_call(
         self,
         members: Sequence[Member],
-        payloads: Sequence[bytes],
+        payloads: Sequence[Payload],
         timeout: float | None,
         quorum: int | None,
+        reduction: Reduction | None = None,
+    ) -> _PendingCall:
+        return self._start(members, payloads, timeout, quorum, reduction, None)
+
+    def stream_call(
+        self,
+        members: Sequence[Member],
+        payloads: Sequence[Payload],
+        timeout: float | None,
+        quorum: int | None,
+        listener: Listener,
+    ) -> _PendingCall:
+        return self._start(members, payloads, timeout, quorum, None, listener)
+
+    def _start(
+        self,
+        members: Sequence[Member],
+        payloads: Sequence[Payload],
+        timeout: float | None,
+        quorum: int | None,
+        reduction: Reduction | None,
+        listener: Listener | None,
     ) -> _PendingCall:
         self._check()
-        size = sum(map(len, payloads)) + 16 * len(members)
+        size = sum(map(self._outgoing.size, payloads)) + 16 * len(members)
         if size > MAX_ITEM_BYTES:
             raise ValueError(
                 f"the instructions of one call are {size} bytes in all; an attached script can send "
@@ -180,17 +235,20 @@ class Link:
         start = control_pb2.StartCall(
             id=number,
             participants=[member.key for member in members],
-            payloads=payloads,
+            # Not kept there: the call itself keeps them until it has ended.
+            payloads=[self._outgoing.message(payload, keep=False) for payload in payloads],
             timeout_seconds=timeout,
             quorum=quorum,
+            reduction=None if reduction is None else reduction.message(),
         )
-        call = _PendingCall(number, asyncio.get_running_loop().create_future(), len(members))
-        call.outcomes = [(OutcomeKind.LOST, b"")] * len(members)
+        waiter = asyncio.get_running_loop().create_future()
+        outcomes: list[Answer | None] = [_UNKNOWN] * len(members)
+        call = _PendingCall(number, waiter, len(members), outcomes, payloads, listener)
         if members:
             self._calls[number] = call
             self._writer.add("calls", start, size)
         else:
-            call.waiter.set_result(None)
+            self._finish(call)
         return call
 
     def give_up_call(self, call: Running) -> None:
@@ -242,18 +300,58 @@ class Link:
                         where=request.where,
                     )
                 )
-        for settled in batch.settled:
-            call = self._calls.get(settled.call)
-            if call is not None:
-                call.outcomes[settled.index] = (OutcomeKind(settled.outcome), settled.answer)
-                call.pending -= 1
-                if call.pending == 0:
-                    del self._calls[settled.call]
+        for advanced in batch.advanced:
+            if (call := self._calls.get(advanced.call)) is not None:
+                call.folded += advanced.answered
+                call.bytes += advanced.bytes
+        for state in batch.states:
+            payload = self._received(state.payload)  # opened in any case, for the coordinator to let go of it
+            if (call := self._calls.get(state.call)) is not None:
+                if payload is None:
                     if not call.waiter.done():
-                        call.waiter.set_result(None)
+                        call.waiter.set_exception(ReductionError("what a worker has folded can't be opened"))
+                else:
+                    call.states.append(payload)
+        for settled in batch.settled:
+            answers = map(self._received, settled.answers) if settled.answers else itertools.repeat(b"")
+            arrived = list(zip(settled.indices, settled.outcomes, answers, strict=False))
+            if (call := self._calls.get(settled.call)) is not None:
+                self._settle(call, arrived)
         for key in batch.gone:
             if (member := self._members.pop(key, None)) is not None:
                 member.gone = True
+
+    def _received(self, message: control_pb2.Payload) -> Payload | None:
+        """The payload; None if it can't be opened."""
+        try:
+            return received(message, self._coordinator_pid)
+        except OSError as error:
+            log.error("can't open an answer in the coordinator's memory: %s", error)
+            return None
+        finally:
+            if message.descriptor:
+                self._writer.add("opened", message.descriptor)
+
+    def _settle(self, call: _PendingCall, arrived: Sequence[tuple[int, int, Payload | None]]) -> None:
+        for index, outcome, answer in arrived:
+            kind = OutcomeKind.LOST if answer is None else OutcomeKind(outcome)
+            call.outcomes[index] = (kind, answer or b"")
+            call.results += kind is OutcomeKind.RESULT
+            call.bytes += len(answer or b"")
+            if isinstance(answer, Blob) and call.listener is None:
+                answer.settle()  # descriptors are few, and it stays
+        call.pending -= len(arrived)
+        if call.listener is not None:
+            call.listener.settled(call, [index for index, _, _ in arrived])
+        if call.pending == 0:
+            del self._calls[call.id]
+            self._finish(call)
+
+    def _finish(self, call: _PendingCall) -> None:
+        if call.listener is not None:
+            call.listener.finished(call)
+        if not call.waiter.done():
+            call.waiter.set_result(None)
 
     def _member(self, participant: control_pb2.Participant) -> Member:
         member = self._members.get(participant.key)
@@ -273,13 +371,14 @@ class Link:
             return
         self._error = error
         self._writer.close()
-        pending: list[asyncio.Future[Acquired] | asyncio.Future[None]] = [
-            *(request.future for request in self._requests.values()),
-            *(call.waiter for call in self._calls.values()),
-        ]
-        for future in pending:
-            if not future.done():
-                future.set_exception(error)
+        for request in self._requests.values():
+            if not request.future.done():
+                request.future.set_exception(error)
+        for call in self._calls.values():
+            if call.listener is not None:
+                call.listener.failed(error)
+            elif not call.waiter.done():
+                call.waiter.set_exception(error)
 
     async def _why(self) -> str:
         """How the stream ended, in words."""

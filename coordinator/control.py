@@ -10,20 +10,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
 import grpc
 import grpc.aio
 
-from coordinator.batches import MAX_ITEM_BYTES, BatchWriter
+from coordinator.passing import Outgoing, received
+from coordinator.writer import MAX_BATCH_BYTES, MAX_ITEM_BYTES, BatchWriter
 from manager.backend import check_timeout
-from manager.calls import Answer, Call, OutcomeKind
+from manager.blobs import Blob, Sample, can_open
+from manager.call import Answer, Call, OutcomeKind
 from manager.dispatcher import Dispatcher
 from manager.errors import AddressInUse, Closed, NotEnoughParticipants
 from manager.listen import Address, reserve
 from manager.members import Member
-from protos import control_pb2, stream_pb2
+from manager.shares import reduction_of
+from protos import control_pb2, link_pb2, stream_pb2
 from protos.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
 from protos.envelope import is_instruction
 
@@ -42,16 +45,36 @@ PAGE = 500
 class Attachment:
     """One attached script: its requests, calls and leases, by its own numbers."""
 
-    def __init__(self, dispatcher: Dispatcher, writer: BatchWriter[control_pb2.ServerBatch]) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        writer: BatchWriter[control_pb2.ServerBatch],
+        memory: link_pb2.Memory | None,
+    ) -> None:
+        """``memory`` is the coordinator's, for the script to try."""
         self._dispatcher = dispatcher
         self._writer = writer
+        self._memory = memory
+        self._outgoing = Outgoing()
+        self._client_pid = 0
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._leases: dict[int, int] = {}
         self._calls: dict[int, Call] = {}
         self._known: set[int] = set()  # keys of members that the script was given
 
+    def greet(self, batch: control_pb2.ClientBatch) -> control_pb2.ServerBatch:
+        """The answer to the script's first message."""
+        self._client_pid = batch.memory.pid
+        return control_pb2.ServerBatch(
+            version=CONTROL_VERSION, shares_memory=can_open(batch.memory), memory=self._memory
+        )
+
     def handle(self, batch: control_pb2.ClientBatch) -> None:
         """Does what the script asks for. Raises ValueError for what makes no sense."""
+        if batch.shares_memory:
+            self._outgoing.shares_memory = True
+        for descriptor in batch.opened:
+            self._outgoing.opened(descriptor)
         for acquire in batch.acquires:
             self._ask(acquire)
         for request in batch.abandons:
@@ -75,6 +98,7 @@ class Attachment:
     def close(self) -> None:
         """The script is gone: frees all that it had."""
         self._writer.close()
+        self._outgoing.close()
         for task in list(self._requests.values()):
             task.cancel()
         for request in list(self._leases):
@@ -134,19 +158,25 @@ class Attachment:
     def _start(self, start: control_pb2.StartCall) -> None:
         pool = self._dispatcher.pool
         members = [pool.get(key) or _departed(key) for key in start.participants]
-        payloads = list(start.payloads)  # each once as an object: that is how a broadcast is recognised
         quorum = start.quorum if start.HasField("quorum") else None
         if start.id in self._calls:
             raise ValueError(f"call {start.id} exists already")
+        try:  # each once as an object: that is how a broadcast is recognised
+            payloads = [received(payload, self._client_pid, sealed=True) for payload in start.payloads]
+        except OSError as error:
+            raise ValueError(f"call {start.id}: an instruction can't be had: {error}") from None
         if members and len(payloads) not in (1, len(members)):
             raise ValueError(f"call {start.id}: {len(payloads)} payloads for {len(members)} participants")
-        if not all(map(is_instruction, payloads)):
+        if not all(is_instruction(p.head() if isinstance(p, Blob) else bytes(p[:1])) for p in payloads):
             raise ValueError(f"call {start.id}: a payload is neither an instruction nor empty")
         if quorum == 0:
             raise ValueError(f"call {start.id}: a quorum of 0")
-        waiter = _CallWaiter(start.id, self._calls, self._writer)
+        reduction = reduction_of(start.reduction) if start.HasField("reduction") else None
+        if reduction is not None and len(set(start.participants)) < len(start.participants):
+            raise ValueError(f"call {start.id}: a participant is named twice, but can be folded in only once")
+        waiter = _CallWaiter(start.id, self._calls, self._writer, self._outgoing)
         self._calls[start.id] = self._dispatcher.stream_call(
-            members, payloads, _timeout(start), quorum, waiter
+            members, payloads, _timeout(start), quorum, waiter, reduction
         )
 
 
@@ -157,23 +187,52 @@ def _timeout(request: control_pb2.Acquire | control_pb2.StartCall) -> float | No
 
 
 class _CallWaiter:
-    """Passes the outcomes of one call on to the script that made it."""
+    """Passes on to a script how its call goes."""
 
-    def __init__(self, id: int, calls: dict[int, Call], writer: BatchWriter[control_pb2.ServerBatch]) -> None:
+    def __init__(
+        self,
+        id: int,
+        calls: dict[int, Call],
+        writer: BatchWriter[control_pb2.ServerBatch],
+        outgoing: Outgoing,
+    ) -> None:
         self._id = id
         self._calls = calls
         self._writer = writer
+        self._outgoing = outgoing
 
-    def settled(self, call: Call, index: int) -> None:
-        kind, payload = cast(Answer, call.outcomes[index])
-        call.outcomes[index] = (kind, b"")  # it is kept once only
-        answer = bytes(payload) if len(payload) <= MAX_ITEM_BYTES else TOO_LARGE
-        if answer is TOO_LARGE:
-            kind = OutcomeKind.FAILURE
-        settled = control_pb2.Settled(
-            call=self._id, index=index, outcome=control_pb2.Outcome.ValueType(kind), answer=answer
-        )
-        self._writer.add("settled", settled, size=len(answer) + 16)
+    def settled(self, call: Call, indices: Sequence[int]) -> None:
+        if call.shares is not None and call.states:
+            for state in call.states:
+                size = self._outgoing.size(state)
+                message = control_pb2.State(call=self._id, payload=self._outgoing.message(state))
+                self._writer.add("states", message, size)
+            call.states = ()
+        bare = control_pb2.Settled(call=self._id)  # of those whose answer has no bytes
+        full, size = control_pb2.Settled(call=self._id), 0
+        for index in indices:
+            kind, payload = cast(Answer, call.outcomes[index])
+            if not len(payload):
+                bare.indices.append(index)
+                bare.outcomes.append(control_pb2.Outcome.ValueType(kind))
+                continue
+            call.outcomes[index] = (kind, b"")  # it is kept once only
+            if self._outgoing.size(payload) > MAX_ITEM_BYTES:
+                kind, payload = OutcomeKind.FAILURE, TOO_LARGE
+            if size and size + self._outgoing.size(payload) > MAX_BATCH_BYTES:
+                self._writer.add("settled", full, size)
+                full, size = control_pb2.Settled(call=self._id), 0
+            full.indices.append(index)
+            full.outcomes.append(control_pb2.Outcome.ValueType(kind))
+            full.answers.append(self._outgoing.message(payload))
+            size += self._outgoing.size(payload)
+        if full.indices:
+            self._writer.add("settled", full, size)
+        if bare.indices:
+            self._writer.add("settled", bare, 4 * len(bare.indices))
+
+    def advanced(self, call: Call, answered: int, size: int) -> None:
+        self._writer.add("advanced", control_pb2.Advanced(call=self._id, answered=answered, bytes=size))
 
     def finished(self, _call: Call) -> None:
         self._calls.pop(self._id, None)
@@ -183,6 +242,7 @@ class _Servicer(ControlServicer):
     def __init__(self, dispatcher: Dispatcher, status: Callable[[], control_pb2.Status]) -> None:
         self._dispatcher = dispatcher
         self._status = status
+        self._sample = Sample()
         self.attachments: dict[int, Attachment] = {}
         self._ids = itertools.count(1)
 
@@ -209,7 +269,7 @@ class _Servicer(ControlServicer):
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - gRPC runs each handler in a task
         writer = BatchWriter(control_pb2.ServerBatch, context.write, on_error=task.cancel)
-        attachment = Attachment(self._dispatcher, writer)
+        attachment = Attachment(self._dispatcher, writer, self._sample.message())
         number = next(self._ids)
         try:
             async for batch in request_iterator:
@@ -221,7 +281,7 @@ class _Servicer(ControlServicer):
                             f"install the same version of muster on both sides",
                         )
                     self.attachments[number] = attachment
-                    await context.write(control_pb2.ServerBatch(version=CONTROL_VERSION))
+                    await context.write(attachment.greet(batch))
                 try:
                     attachment.handle(batch)
                 except ValueError as error:

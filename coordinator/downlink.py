@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from manager.blobs import Payload
 from manager.linkend import Frames, LinkEnd
 from manager.liveness import Liveness
 from manager.uplink import LINK_VERSION
 from protos import link_pb2
-from protos.frames import Buffer
 
 
 class State(Enum):
@@ -66,8 +66,17 @@ class Downlink:
     """Times are monotonic seconds."""
 
     def __init__(
-        self, index: int, incarnation: int, *, epoch: int, heartbeat: float, liveness: float, grace: float
+        self,
+        index: int,
+        incarnation: int,
+        *,
+        epoch: int,
+        heartbeat: float,
+        liveness: float,
+        grace: float,
+        memory: link_pb2.Memory | None = None,
     ) -> None:
+        """``memory`` is the coordinator's, for the worker to try."""
         self.index = index
         self.incarnation = incarnation
         self.state = State.AWAITED
@@ -76,6 +85,9 @@ class Downlink:
         self._heartbeat = heartbeat
         self._liveness = Liveness(liveness, 0.0)
         self._grace = grace
+        self._memory = memory
+        self.opens_memory = False
+        """Whether the coordinator can open this worker's memory: said in the Welcome."""
         self._end: LinkEnd[link_pb2.Downward, link_pb2.Upward] = LinkEnd(
             functools.partial(link_pb2.Downward, epoch=epoch)
         )
@@ -88,9 +100,14 @@ class Downlink:
         """Seconds since the worker was last heard."""
         return self._liveness.silence(now)
 
-    def orders(self, orders: link_pb2.Orders, payloads: Sequence[Buffer]) -> None:
+    def orders(self, orders: link_pb2.Orders, payloads: Sequence[Payload]) -> None:
         if self.state is State.OPEN:
             self._end.send(payloads, orders=orders)
+
+    def acknowledge(self) -> None:
+        """Acknowledges at once what has been received: the worker waits to free memory."""
+        if self.state is State.OPEN:
+            self._end.acknowledge()
 
     def drain(self, grace: float) -> None:
         if self.state is State.OPEN:
@@ -145,6 +162,8 @@ class Downlink:
             heartbeat_seconds=self._heartbeat,
             grace_seconds=self._grace,
             handshake=hello.handshake,
+            shares_memory=self.opens_memory,
+            memory=self._memory,
         )
         self.out.append([link_pb2.Downward(epoch=self._epoch, welcome=welcome).SerializeToString()])
         if self.state is State.OPEN and hello.handshake == self._handshake:

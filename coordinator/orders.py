@@ -6,62 +6,94 @@ once.
 
 from __future__ import annotations
 
-from manager.members import Member
+from manager.blobs import Payload
+from manager.call import Send
 from protos import link_pb2
-from protos.frames import Buffer, pack
 
 
 class OrdersBatch:
     """One batch in the making."""
 
-    __slots__ = ("_cancel_sessions", "_cancel_tags", "_ends", "_sends")
+    __slots__ = (
+        "_cancel_sessions",
+        "_cancel_tags",
+        "_closes",
+        "_ends",
+        "_indices",
+        "_orders",
+        "_payloads",
+        "_sessions",
+        "_tags",
+    )
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        self._sends: list[tuple[Member, int, bytes]] = []
+        self._payloads: list[Payload] = []
+        self._sessions: list[int] = []
+        self._tags: list[int] = []
+        self._indices: list[int] = []
+        self._orders = link_pb2.Orders()
         self._cancel_sessions: list[int] = []
         self._cancel_tags: list[int] = []
+        self._closes: list[int] = []
         self._ends: list[int] = []
 
     def __bool__(self) -> bool:
-        return bool(self._sends or self._cancel_sessions or self._ends)
+        return bool(
+            self._sessions or self._orders.broadcasts or self._cancel_sessions or self._closes or self._ends
+        )
 
-    def instruct(self, send: tuple[Member, int, bytes]) -> None:
-        """Adds an instruction: whose, its tag, its payload."""
-        self._sends.append(send)
+    def instruct(self, session: int, tag: int, payload: Payload) -> None:
+        """Adds an instruction to one session."""
+        self._sessions.append(session)
+        self._tags.append(tag)
+        self._indices.append(self._index(payload))
+
+    def broadcast(self, send: Send, sessions: link_pb2.Broadcast) -> None:
+        """Adds an instruction to many. ``sessions`` has only the sessions filled in: those of this worker."""
+        broadcast = self._orders.broadcasts.add()
+        broadcast.CopyFrom(sessions)
+        broadcast.tag = send.tag
+        broadcast.payload = self._index(send.payload)
+        broadcast.hurry = send.hurry
+        if send.call is not None and send.call.reduction is not None:
+            broadcast.batch = send.call.id
+            broadcast.reduction.CopyFrom(send.call.reduction.message())
+
+    def _index(self, payload: Payload) -> int:
+        payloads = self._payloads
+        if not payloads or payloads[-1] is not payload:
+            payloads.append(payload)
+        return len(payloads) - 1
 
     def cancel(self, session: int, tag: int) -> None:
         self._cancel_sessions.append(session)
         self._cancel_tags.append(tag)
 
-    @property
-    def ends(self) -> list[int]:
-        """Sessions that are to be ended."""
-        return self._ends
+    def close(self, batch: int) -> None:
+        """Adds the wish for a batch's last partial."""
+        self._closes.append(batch)
 
     def end(self, session: int) -> None:
+        """Adds the end of a session's stream."""
         self._ends.append(session)
 
-    def take(self) -> tuple[link_pb2.Orders, list[Buffer]]:
-        """The batch and its payload frames; begins a new one."""
-        payloads: list[Buffer] = []
-        indices: list[int] = []
-        last: bytes | None = None
-        for _, _, payload in self._sends:
-            if payload is not last:
-                payloads.append(payload)
-                last = payload
-            indices.append(len(payloads) - 1)
-        orders = link_pb2.Orders(
-            payload_sizes=list(map(len, payloads)),
-            instruct_sessions=[send[0].session for send in self._sends],
-            instruct_tags=[send[1] for send in self._sends],
-            instruct_payloads=indices,
-            cancel_sessions=self._cancel_sessions,
-            cancel_tags=self._cancel_tags,
-            end_sessions=self._ends,
-        )
+    def take(self) -> tuple[link_pb2.Orders, list[Payload]]:
+        """The batch and its payloads; begins a new one."""
+        orders = self._orders
+        if self._sessions:
+            orders.instruct_sessions.extend(self._sessions)
+            orders.instruct_tags.extend(self._tags)
+            orders.instruct_payloads.extend(self._indices)
+        if self._cancel_sessions:
+            orders.cancel_sessions.extend(self._cancel_sessions)
+            orders.cancel_tags.extend(self._cancel_tags)
+        if self._closes:
+            orders.close_batches.extend(self._closes)
+        if self._ends:
+            orders.end_sessions.extend(self._ends)
+        payloads = self._payloads
         self.clear()
-        return orders, pack(payloads)
+        return orders, payloads

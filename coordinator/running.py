@@ -10,8 +10,10 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
@@ -21,10 +23,11 @@ from coordinator.downlink import State
 from coordinator.settings import Settings
 from coordinator.supervisor import Supervisor
 from coordinator.workers import Workers
-from manager.calls import OutcomeKind
+from manager.call import OutcomeKind
 from manager.dispatcher import Dispatcher
 from manager.errors import StartError
 from manager.listen import Reservation, reserve
+from manager.reducers import check_allowed
 from manager.usage import resident_bytes
 from protos import control_pb2
 
@@ -81,12 +84,15 @@ class RunningCoordinator:
                 self._reservation.close()  # each worker takes a port of its own
                 listen = settings.listen
             self.listen = str(listen)
+            import_from = _import_from(settings.reducers)
             self._run_dir = _make_run_dir(settings.run_dir)
             self._lock_file = _lock(self._run_dir)
             # Tells this life of the coordinator from others. Tags begin here, too: small ones are cheap.
             epoch = 1 + secrets.randbits(29)
             workers = self._workers = Workers(settings, self._run_dir, epoch)
-            supervisor = self._supervisor = Supervisor(settings, listen, workers.endpoint, workers)
+            supervisor = self._supervisor = Supervisor(
+                settings, listen, workers.endpoint, workers, import_from
+            )
             workers.on_booted, workers.on_silent = supervisor.booted, supervisor.kill
             workers.open()
             await supervisor.start()
@@ -185,6 +191,18 @@ class RunningCoordinator:
         return {State.AWAITED: "starting", State.OPEN: "up", State.GONE: "down"}[
             self.workers.workers[index].downlink.state
         ]
+
+
+def _import_from(reducers: Sequence[str]) -> list[Path]:
+    """Directories in which workers find these reducers' modules. Raises StartError if one can't be had."""
+    try:
+        check_allowed(reducers)
+    except ValueError as error:
+        raise StartError(str(error)) from None
+    packages = {path.partition(":")[0].partition(".")[0] for path in reducers}
+    specs = [sys.modules[package].__spec__ for package in packages]
+    files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin is not None]
+    return sorted({(file.parent if file.name == "__init__.py" else file).parent for file in files})
 
 
 def _make_run_dir(wanted: Path | None) -> Path:

@@ -35,6 +35,7 @@ class Settings:
     liveness: float = 3.0  # a worker silent for so long is taken for dead
     orphan_grace: float = 30.0  # how long workers outlive a coordinator that is gone
     run_dir: Path | None = None  # None: a private temporary directory
+    reducers: tuple[str, ...] = ()  # import paths (package.module:Class) that cohort.reduce may name
     log_level: str = "info"
     log_format: str = "console"
 
@@ -79,4 +80,7 @@ def make_settings(**options: Any) -> Settings:
     for name in ("listen", "control"):
         if isinstance(options.get(name), str):
             options[name] = Address.parse(options[name])
+    if isinstance(reducers := options.get("reducers"), str):
+        raise TypeError(f"reducers must be a list of import paths, not {reducers!r}")
+    options["reducers"] = tuple(reducers or ())
     return Settings(**{name: value for name, value in options.items() if value is not None})

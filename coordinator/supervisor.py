@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from coordinator.errors import WorkerBootError
@@ -42,8 +44,17 @@ class Slot:
 class Supervisor:
     """The worker processes of one coordinator."""
 
-    def __init__(self, settings: Settings, listen: Address, endpoint: str, listener: Listener) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listen: Address,
+        endpoint: str,
+        listener: Listener,
+        import_from: Sequence[Path] = (),
+    ) -> None:
+        """``import_from`` is where workers find the modules of custom reducers."""
         self._settings = settings
+        self._import_from = import_from
         self._listen = listen
         self._endpoint = endpoint
         self._listener = listener
@@ -151,6 +162,8 @@ class Supervisor:
         ]
         if settings.pin:
             arguments.append(f"--pin={slot.index}")
+        arguments += [f"--reducer={path}" for path in settings.reducers]
+        arguments += [f"--import-from={path}" for path in self._import_from]
         return arguments
 
     def _on_exit(self, slot: Slot, process: WorkerProcess, code: int) -> None:

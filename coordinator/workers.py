@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import zmq
 from google.protobuf.message import DecodeError
@@ -21,13 +22,17 @@ from google.protobuf.message import DecodeError
 from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent
 from coordinator.orders import OrdersBatch
 from coordinator.settings import Settings
+from manager.blobs import Blob, Payload, Sample, can_open, open_shared, share, view_of
+from manager.call import Call, Send
 from manager.dispatcher import Dispatcher
 from manager.errors import StartError
 from manager.listen import Address
 from manager.members import Member
+from manager.roster import Roster
+from manager.shares import Folded, Group, Partial
 from manager.sockets import LinkSocket
 from protos import link_pb2
-from protos.frames import Buffer, MalformedFramesError, check_report, unpack
+from protos.frames import Buffer, MalformedFramesError, Shared, check_report, unpack
 
 log = logging.getLogger("muster.coordinator")
 
@@ -47,6 +52,7 @@ class Worker:
     members: dict[int, Member] = field(default_factory=dict)  # by session
     orders: OrdersBatch = field(default_factory=OrdersBatch)
     heartbeat: link_pb2.Heartbeat = field(default_factory=link_pb2.Heartbeat)
+    memory_pid: int = 0  # whose descriptors its payloads are named by
 
 
 class Workers:
@@ -59,6 +65,7 @@ class Workers:
         self._by_identity: dict[bytes, Worker] = {}
         self._flush_scheduled = False
         self._ticker: asyncio.Task[None] | None = None
+        self._sample = Sample()
         self._socket = LinkSocket(zmq.ROUTER, self._on_message)
         try:
             self.endpoint = self._bind(run_dir)
@@ -121,6 +128,7 @@ class Workers:
             heartbeat=settings.heartbeat,
             liveness=settings.liveness,
             grace=settings.orphan_grace,
+            memory=self._sample.message(),
         )
 
     # From the supervisor
@@ -144,6 +152,7 @@ class Workers:
         worker.members.clear()
         for member in members:
             self.dispatcher.ended(member)
+        self.dispatcher.worker_lost(worker.index)
 
     # From the links
 
@@ -151,7 +160,7 @@ class Workers:
         identity = bytes(frames[0])
         try:
             message = link_pb2.Upward.FromString(bytes(frames[1]) if len(frames) > 1 else b"\xff")
-            answers = unpack(frames[2:], message.report.answer_sizes)
+            payloads = unpack(frames[2:], message.report.payloads)
             check_report(message.report)
         except (DecodeError, MalformedFramesError) as error:
             log.warning("ignored a message on the link that can't be read: %s", error)
@@ -165,7 +174,7 @@ class Workers:
         if worker is None:
             return
         for event in worker.downlink.received(message, time.monotonic()):
-            self._handle(worker, event, answers)
+            self._handle(worker, event, payloads)
         self._transmit(worker)
 
     def _greet(self, identity: bytes, hello: link_pb2.Hello) -> Worker | None:
@@ -177,15 +186,17 @@ class Workers:
             refusal = link_pb2.Refusal(reason=reason or "")
             self._answer(identity, link_pb2.Downward(epoch=self._epoch, refusal=refusal))
             return None
+        worker.downlink.opens_memory = can_open(hello.memory)
+        worker.memory_pid = hello.memory.pid
         self._by_identity.pop(worker.identity, None)
         worker.identity = identity
         self._by_identity[identity] = worker
         return worker
 
-    def _handle(self, worker: Worker, event: Event, answers: list[Buffer]) -> None:
+    def _handle(self, worker: Worker, event: Event, payloads: Sequence[Buffer | Shared]) -> None:
         match event:
             case Reported(report):
-                self._report(worker, report, answers)
+                self._report(worker, report, payloads)
             case Beat(heartbeat):
                 worker.heartbeat = heartbeat
             case Greeted(hello):
@@ -199,17 +210,43 @@ class Workers:
                 self._lose(worker)
                 self.on_silent(worker.index)
 
-    def _report(self, worker: Worker, report: link_pb2.Report, answers: list[Buffer]) -> None:
+    def _report(self, worker: Worker, report: link_pb2.Report, payloads: Sequence[Buffer | Shared]) -> None:
         dispatcher, members = self.dispatcher, worker.members
+        opened = self._opened(worker, payloads) if report.payloads.shared else cast(list[Payload], payloads)
         for join in report.joins:
             self._join(worker, join)
-        dispatcher.answered(
-            zip(map(members.get, report.answer_sessions), report.answer_tags, answers, strict=True)
-        )
+        if report.answer_sessions:
+            # The answers are the first of the payloads.
+            answering = list(map(members.get, report.answer_sessions))
+            if report.payloads.shared:
+                _spare_descriptors(answering, opened)
+            dispatcher.answered(zip(answering, report.answer_tags, opened, strict=False))
+        for each in report.folded:
+            folded = Folded(each.batch, each.part, each.sessions, each.bytes, each.tag)
+            dispatcher.folded(worker.index, folded, members)
+        for one in report.partials:
+            groups = [Group(group.schema, group.sessions, opened[group.payload]) for group in one.groups]
+            partial = Partial(one.batch, one.part, groups, closed=one.closed, error=one.error)
+            dispatcher.partial(worker.index, partial)
         for session in report.end_sessions:
             member = members.pop(session, None)
             if member is not None:
                 dispatcher.ended(member)
+
+    def _opened(self, worker: Worker, payloads: Sequence[Buffer | Shared]) -> list[Payload | None]:
+        """The payloads, with those in the worker's memory opened; None for what is there no more."""
+        opened: list[Payload | None] = []
+        for payload in payloads:
+            if isinstance(payload, Shared):
+                try:
+                    opened.append(open_shared(worker.memory_pid, payload))
+                except OSError as error:
+                    log.error("can't open an answer in the memory of worker %d: %s", worker.index, error)
+                    opened.append(None)
+            else:
+                opened.append(payload)
+        worker.downlink.acknowledge()  # the worker keeps the memory until then
+        return opened
 
     def _join(self, worker: Worker, join: link_pb2.Join) -> Member:
         member = Member(
@@ -230,11 +267,9 @@ class Workers:
         """Makes what is known of the worker's sessions agree with what it says it has."""
         # Orders on their way to the old handshake will not be obeyed; what they were for is found missing.
         self.dispatcher.settle()
-        replaced = worker.orders.ends
         worker.orders.clear()
-        said = {join.session: join for join in hello.sessions if join.session not in replaced}
-        for session in replaced:
-            worker.orders.end(session)
+        self.dispatcher.worker_lost(worker.index)  # it has forgotten its batches
+        said = {join.session: join for join in hello.sessions}
         for session, member in list(worker.members.items()):
             if session not in said:
                 del worker.members[session]
@@ -242,6 +277,8 @@ class Workers:
         for session, join in said.items():
             member = worker.members.get(session) or self._join(worker, join)
             self.dispatcher.found(member, join.tag)
+            if member.gone:  # a newer session has taken its place; the order to end it may be lost
+                self.end(member)
         if not worker.address:
             log.info("worker %d is up at %s (pid %d)", worker.index, hello.address, hello.pid)
         worker.pid, worker.address = hello.pid, hello.address
@@ -259,20 +296,35 @@ class Workers:
 
     # To the links (Transport)
 
-    def instruct(self, sends: Sequence[tuple[Member, int, bytes]]) -> None:
+    def keep(self, instruction: bytes) -> Payload:
+        return share(instruction)
+
+    def instruct(self, sends: Sequence[Send]) -> None:
         workers = self.workers
         for send in sends:
-            workers[send[0].worker].orders.instruct(send)
+            members = send.members
+            if len(members) == 1 and send.call is None:
+                workers[members[0].worker].orders.instruct(members[0].session, send.tag, send.payload)
+                continue
+            roster = members if isinstance(members, Roster) else Roster(members)
+            for index, (_, there) in roster.shares.items():
+                sessions = roster.prepared.get(index)
+                if sessions is None:  # packed once for all calls to this cohort
+                    sessions = link_pb2.Broadcast(sessions=[member.session for member in there])
+                    roster.prepared[index] = sessions
+                workers[index].orders.broadcast(send, sessions)
         self._schedule_flush()
 
     def cancel(self, member: Member, tag: int) -> None:
         self.workers[member.worker].orders.cancel(member.session, tag)
         self._schedule_flush()
 
+    def close_batch(self, worker: int, call: Call) -> None:
+        self.workers[worker].orders.close(call.id)
+        self._schedule_flush()
+
     def end(self, member: Member) -> None:
-        worker = self.workers[member.worker]
-        worker.members.pop(member.session, None)
-        worker.orders.end(member.session)
+        self.workers[member.worker].orders.end(member.session)
         self._schedule_flush()
 
     def _schedule_flush(self) -> None:
@@ -285,6 +337,8 @@ class Workers:
         for worker in self.workers:
             if worker.orders:
                 orders, payloads = worker.orders.take()
+                if payloads and not worker.heartbeat.shares_memory:
+                    payloads = [view_of(payload) for payload in payloads]
                 worker.downlink.orders(orders, payloads)
                 self._transmit(worker)
 
@@ -296,3 +350,11 @@ class Workers:
 
     def _answer(self, identity: bytes, message: link_pb2.Downward) -> None:
         self._socket.send([identity, message.SerializeToString()])
+
+
+def _spare_descriptors(members: Sequence[Member | None], answers: Sequence[Payload | None]) -> None:
+    """Of the answers that stay in this process only the content is kept: descriptors are few."""
+    for member, answer in zip(members, answers, strict=False):
+        stays = member is not None and member.call is not None and not member.call.stream
+        if stays and isinstance(answer, Blob):
+            answer.settle()

@@ -7,23 +7,38 @@ marked ★ are sans-IO: they decide, and do no input or output.
 ================  =============================================================================
 **deciding**
 members.py        what is known of one pooled participant
+roster.py         the members of a cohort, and what is worked out of them once
 pool.py ★         who gets which participants, and when
+call.py           one call, and how it stands
 calls.py ★        how each call ends for each of its participants
+deadlines.py ★    which deadlines have come
+shares.py ★       what a reducing call knows of each worker's share
 session.py ★      what each message means in the life of one stream
 sequence.py ★     what of a link has to be sent again
 liveness.py ★     whether the other side of a link lives
 linkend.py ★      how one end of a link loses nothing
 uplink.py ★       the manager's side of the link
+**reducing**
+batch.py ★        a worker's share of a reducing call
+folding.py        folds results as they arrive
+contributions.py  what reducers take in, keep and give; which tensors are the same
+reducers.py       what a reducer is, and which one a name stands for
+elementwise.py    the built-in ones: sum, mean, weighted_mean, min, max
+accumulators.py   one tensor's share of a reduction
+measures.py       one metric's share of a reduction
 **for callers**
 participants.py   get_participants and lease
 cohort.py         the participants that a caller got
 proxy.py          one participant
 outcome.py        what became of a call
+answers.py        its results one by one, as they arrive
 backend.py        what these need of whoever holds the participants
 errors.py         what can be caught
 **doing**
 dispatcher.py     carries out what pool and calls decide
 servicer.py       reads the participants' streams
+blobs.py          large payloads that processes share
+spool.py          room for large answers while they arrive
 stream.py         writes to one of them
 endpoint.py       the gRPC server around them
 server.py         the single-process server
@@ -43,7 +58,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manager.calls import OutcomeKind
+    from manager.call import OutcomeKind
     from manager.cohort import AsyncCohort, Cohort
     from manager.errors import (
         AddressInUse,
@@ -55,17 +70,19 @@ if TYPE_CHECKING:
         NotEnoughParticipants,
         ParticipantFailed,
         ParticipantLost,
+        ReductionError,
         StartError,
     )
-    from manager.outcome import Outcome
+    from manager.outcome import Outcome, Progress, Reduced
     from manager.proxy import AsyncParticipantProxy, ParticipantProxy
+    from manager.reducers import Contribution, Reducer, RefusedError
     from manager.server import ParticipantManager, Server, create_participant_manager
-    from protos.messages import instruction
+    from protos.messages import from_scalars, instruction
     from protos.tensors import to_array, to_arrays
 
 # Loaded when first used: a command's --help needs none of it, and a worker little.
 _FROM = {
-    "manager.calls": ["OutcomeKind"],
+    "manager.call": ["OutcomeKind"],
     "manager.cohort": ["AsyncCohort", "Cohort"],
     "manager.errors": [
         "AddressInUse",
@@ -77,12 +94,14 @@ _FROM = {
         "NotEnoughParticipants",
         "ParticipantFailed",
         "ParticipantLost",
+        "ReductionError",
         "StartError",
     ],
-    "manager.outcome": ["Outcome"],
+    "manager.outcome": ["Outcome", "Progress", "Reduced"],
     "manager.proxy": ["AsyncParticipantProxy", "ParticipantProxy"],
     "manager.server": ["ParticipantManager", "Server", "create_participant_manager"],
-    "protos.messages": ["instruction"],
+    "manager.reducers": ["Contribution", "Reducer", "RefusedError"],
+    "protos.messages": ["from_scalars", "instruction"],
     "protos.tensors": ["to_array", "to_arrays"],
 }
 _MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
@@ -105,6 +124,7 @@ __all__ = [
     "CallTimeout",
     "Closed",
     "Cohort",
+    "Contribution",
     "MusterError",
     "NotEnoughParticipants",
     "Outcome",
@@ -113,9 +133,15 @@ __all__ = [
     "ParticipantLost",
     "ParticipantManager",
     "ParticipantProxy",
+    "Progress",
+    "Reduced",
+    "Reducer",
+    "ReductionError",
+    "RefusedError",
     "Server",
     "StartError",
     "create_participant_manager",
+    "from_scalars",
     "instruction",
     "to_array",
     "to_arrays",

@@ -7,12 +7,15 @@ script attached to a running coordinator (coordinator/client.py). All methods ru
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol
 
-from manager.calls import Answer
+from manager.blobs import Payload
+from manager.call import Answer
+from manager.loop import WATCH_INTERVAL
 from manager.members import Member
+from manager.shares import Reduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,48 @@ class Running(Protocol):
         ...
 
     @property
-    def outcomes(self) -> Sequence[Answer | None]:
+    def outcomes(self) -> MutableSequence[Answer | None]:
         """In the order of its members."""
+        ...
+
+    @property
+    def states(self) -> Sequence[Payload]:
+        """What a reducing call has come to: the states of reducers, to be merged."""
+        ...
+
+    # How it goes; these may be read from any thread.
+
+    @property
+    def answered(self) -> int:
+        """Participants that have sent a result."""
+        ...
+
+    @property
+    def failed(self) -> int:
+        """Participants that will send no result."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Size of the results so far."""
+        ...
+
+
+class Listener(Protocol):
+    """Who is told how a call goes, as it goes."""
+
+    def settled(self, call: Any, indices: Sequence[int]) -> None:
+        """These have ended; their answers may be taken out of ``call.outcomes``."""
+        ...
+
+    def advanced(self, call: Any, answered: int, size: int) -> None:
+        """More results of a reducing call, of so many bytes, have been folded in."""
+        ...
+
+    def finished(self, call: Any) -> None: ...
+
+    def failed(self, error: Exception) -> None:
+        """Nothing more will be heard of the call."""
         ...
 
 
@@ -54,14 +97,30 @@ class Backend(Protocol):
         """Ends a lease; does nothing if it has ended already."""
         ...
 
+    def keep(self, instruction: bytes) -> Payload:
+        """A serialised ServerMessage as this backend likes it best. May be called from any thread."""
+        ...
+
     def start_call(
         self,
         members: Sequence[Member],
-        payloads: Sequence[bytes],
+        payloads: Sequence[Payload],
         timeout: float | None,
         quorum: int | None,
+        reduction: Reduction | None = None,
     ) -> Running:
-        """Sends serialised ServerMessages: one for all members, or one for each."""
+        """Sends instructions: one for all members, or one for each. With ``reduction`` results are folded."""
+        ...
+
+    def stream_call(
+        self,
+        members: Sequence[Member],
+        payloads: Sequence[Payload],
+        timeout: float | None,
+        quorum: int | None,
+        listener: Listener,
+    ) -> Running:
+        """Like ``start_call``, but ``listener`` is told of outcomes as they come, and takes them out."""
         ...
 
     def give_up_call(self, call: Running) -> None:
@@ -81,11 +140,16 @@ def check_timeout(timeout: float | None) -> None:
         raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
 
 
-async def finish(backend: Backend, call: Running) -> Sequence[Answer]:
-    """Waits for a call; gives it up if the waiting task is cancelled."""
+async def finish(backend: Backend, call: Running, watch: Callable[[], None] | None = None) -> None:
+    """Waits for a call; gives it up if the waiting task is cancelled. ``watch`` is called now and then."""
     try:
-        await call.waiter
-    except asyncio.CancelledError:
+        if watch is None:
+            await call.waiter
+        else:
+            while not call.waiter.done():
+                watch()
+                await asyncio.wait([call.waiter], timeout=WATCH_INTERVAL)
+            call.waiter.result()
+    except BaseException:
         backend.give_up_call(call)
         raise
-    return cast(Sequence[Answer], call.outcomes)

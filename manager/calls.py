@@ -7,81 +7,34 @@ cancelled (``OutcomeKind``). It holds because an outcome is written in one place
 - A call that is given up (timeout, cancel, quorum) settles at once. Its participants stay busy until their
   late answer comes, which is counted and dropped: a tag tells it from the answer to the next instruction.
 - A member that is gone settles everything it had as lost.
+- A *reducing* call gets no answers but partials from the workers (shares.py). When it is given up the workers
+  are told to close their batches, and it settles with the last of their partials.
 
-Effects are collected in ``sends``, ``cancels``, ``settled`` and ``finished``, which the caller
-(dispatcher.py) empties after each event. Payloads are opaque bytes but for their first byte.
+Effects are collected in ``sends``, ``cancels``, ``closes``, ``settled``, ``advanced`` and ``finished``, which
+the caller (dispatcher.py) empties after each event. Payloads are opaque but for their first byte.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Sequence
-from enum import IntEnum
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
+from manager.blobs import Blob, Payload
+from manager.call import Answer, Call, OutcomeKind, Send
+from manager.deadlines import Deadlines
 from manager.members import Member
+from manager.reducers import decode_schema, describe_mismatch
+from manager.roster import Roster
+from manager.shares import Folded, Partial, Reduction, Shares
+from protos import stream_pb2
 from protos.envelope import Kind
+from protos.messages import failure
 
 _FAILURE_TAG = Kind.FAILURE << 3 | 2
 
-
-class OutcomeKind(IntEnum):
-    """How a call ended for one participant. The values are those of control.proto's Outcome."""
-
-    RESULT = 0
-    FAILURE = 1
-    LOST = 2
-    TIMED_OUT = 3
-    CANCELLED = 4
-
-
-Payload = bytes | memoryview
-
-Answer = tuple[OutcomeKind, Payload]
-"""How a call ended for one participant, and the serialised ParticipantMessage if it answered."""
-
 _LOST: Answer = (OutcomeKind.LOST, b"")
-
-
-class Call:
-    """One instruction, or one each, to some members. Made by ``CallTable.start``.
-
-    ``payloads`` holds one instruction for all, or one for each member. ``outcomes`` is parallel to
-    ``members``, with None for those that have not ended. ``waiter`` is whatever the caller of the table hung
-    on it; with ``stream`` each of its outcomes shows up in ``CallTable.settled``.
-    """
-
-    __slots__ = (
-        "id",
-        "members",
-        "outcomes",
-        "payloads",
-        "pending",
-        "quorum",
-        "results",
-        "stream",
-        "waiter",
-    )
-
-    def __init__(
-        self,
-        id: int,
-        members: Sequence[Member],
-        payloads: Sequence[bytes],
-        quorum: int | None,
-        waiter: Any,
-        stream: bool,
-    ) -> None:
-        self.id = id
-        self.members = members
-        self.payloads = payloads
-        self.quorum = quorum
-        self.waiter = waiter
-        self.stream = stream
-        self.pending = len(members)
-        self.outcomes: list[Answer | None] = [None] * self.pending
-        self.results = 0
+_FOLDED: Answer = (OutcomeKind.RESULT, b"")
 
 
 class CallTable:
@@ -91,14 +44,16 @@ class CallTable:
         self._next_tag = first_tag
         self._next_call = 1
         self._running = 0
-        self._with_deadline: dict[int, Call] = {}
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines: Deadlines[Call] = Deadlines()
+        self._reducing: dict[int, Call] = {}
         self.counters = dict.fromkeys(OutcomeKind, 0)
         self.late = 0
         # Effects:
-        self.sends: list[tuple[Member, int, bytes]] = []
+        self.sends: list[Send] = []
         self.cancels: list[tuple[Member, int]] = []
+        self.closes: list[tuple[int, Call]] = []  # which worker is to close its batch of which call
         self.settled: list[tuple[Call, int]] = []
+        self.advanced: list[tuple[Call, int, int]] = []  # more answers of a reducing call: how many, bytes
         self.finished: list[Call] = []
 
     def __len__(self) -> int:
@@ -110,67 +65,164 @@ class CallTable:
     def start(
         self,
         members: Sequence[Member],
-        payloads: Sequence[bytes],
+        payloads: Sequence[Payload],
         *,
         deadline: float | None = None,
         quorum: int | None = None,
         waiter: Any = None,
         stream: bool = False,
+        reduction: Reduction | None = None,
     ) -> Call:
         """Sends ``payloads[0]`` to all ``members``, or ``payloads[i]`` to ``members[i]``."""
         if len(payloads) not in (1, len(members)):
             raise ValueError(f"{len(payloads)} instructions for {len(members)} participants")
         if deadline is not None and math.isnan(deadline):
             raise ValueError("the deadline of a call is not a number")  # it would block all others'
-        call = Call(self._next_call, members, payloads, quorum, waiter, stream)
+        if (len(payloads) == 1 and len(members) > 1) or reduction is not None:
+            members = members if isinstance(members, Roster) else Roster(members)
+        call = Call(self._next_call, members, payloads, quorum, waiter, stream, reduction)
         self._next_call += 1
         self._running += 1
         if deadline is not None:
-            self._remember_deadline(deadline, call)
+            self._deadlines.add(deadline, call.id, call)
+        if reduction is not None:
+            self._reducing[call.id] = call
         if not members:
             self._finish(call)
-        for index, member in enumerate(members):
-            if member.gone:
-                self._settle(call, index, _LOST)
-            elif member.tag:
-                member.queue.append((call, index))
-            else:
-                self._send(member, call, index)
+        elif len(payloads) == 1 and len(members) > 1:
+            self._broadcast(call)
+        else:
+            for index, member in enumerate(members):
+                if member.gone:
+                    self._settle(call, index, _LOST)
+                elif member.tag:
+                    member.line_up(call, index)
+                else:
+                    self._send(member, call, index)
         return call
 
-    def answered(self, member: Member, tag: int, answer: Payload) -> None:
-        """The member answered the instruction with this tag."""
-        if member.tag != tag:
-            self.late += 1  # to an instruction of an earlier life of this coordinator
+    def answered(self, answers: Iterable[tuple[Member | None, int, Payload | None]]) -> None:
+        """Members have answered the instructions with these tags.
+
+        None stands for a member that is gone, and for an answer that is.
+        """
+        result = OutcomeKind.RESULT
+        for member, tag, answer in answers:
+            if member is None:
+                continue
+            if member.tag != tag:
+                self.late += 1  # to an instruction of an earlier life of this coordinator
+                continue
+            call = member.call
+            member.tag, member.call = 0, None
+            if call is None:
+                self.late += 1
+            elif answer is None:
+                self._settle(call, member.index, _LOST)
+            elif not isinstance(answer, Blob) and answer and answer[0] == _FAILURE_TAG:
+                self._settle(call, member.index, (OutcomeKind.FAILURE, answer))
+            elif call.shares is None:
+                self._settle(call, member.index, (result, answer))
+            else:  # it came when its batch was closed already
+                self.late += 1
+                self._settle(call, member.index, (call.ending or OutcomeKind.LOST, b""))
+            if member.queue:
+                self._send(member, *member.queue.popleft())
+
+    def folded(self, worker: int, folded: Folded, members: Mapping[int, Member]) -> None:
+        """Results have been folded in at a worker. ``members`` are those of the worker, by session."""
+        call, tag = self._reducing.get(folded.batch), folded.tag
+        answered: list[int] = []
+        for session in folded.sessions:
+            member = members.get(session)
+            if member is not None:
+                if call is not None and member.call is call:
+                    answered.append(member.index)
+                else:
+                    self.late += 1
+                self._idle(member)
+        if call is None or call.shares is None:
+            for member in members.values() if tag else ():
+                if member.tag == tag:
+                    self.late += 1
+                    self._idle(member)
             return
-        call, member.tag, member.call = member.call, 0, None
-        if call is None:
-            self.late += 1
-        elif len(answer) and answer[0] == _FAILURE_TAG:
-            self._settle(call, member.index, (OutcomeKind.FAILURE, answer))
-        else:
-            self._settle(call, member.index, (OutcomeKind.RESULT, answer))
+        if tag:
+            others = self._all_answered(call, worker, tag)
+            answered = answered + others if answered else others
+        call.shares.answered(worker, folded.part, answered)
+        call.shares.bytes += folded.size
+        if call.stream:
+            self.advanced.append((call, len(answered), folded.size))
+        if call.quorum is not None and call.shares.folded >= call.quorum:
+            self.give_up(call, OutcomeKind.CANCELLED)
+
+    def _all_answered(self, call: Call, worker: int, tag: int) -> list[int]:
+        """Takes the answers of all at this worker who still work on the instruction with this tag."""
+        indices, members = cast(Roster, call.members).shares.get(worker, ([], []))
+        answered: list[int] | None = None  # all of them, so far
+        for position, member in enumerate(members):
+            if member.tag == tag and member.call is call:
+                member.tag, member.call = 0, None
+                if member.queue:
+                    self._send(member, *member.queue.popleft())
+                if answered is not None:
+                    answered.append(indices[position])
+            elif answered is None:
+                answered = indices[:position]
+        return indices if answered is None else answered
+
+    def _idle(self, member: Member) -> None:
+        member.tag, member.call = 0, None
         if member.queue:
             self._send(member, *member.queue.popleft())
 
+    def partial(self, worker: int, partial: Partial) -> None:
+        """What a part of a batch has come to."""
+        call = self._reducing.get(partial.batch)
+        if call is None or call.shares is None:
+            return
+        outcome = (OutcomeKind.FAILURE, _failure(partial.error)) if partial.error else _LOST
+        for index in call.shares.partial(worker, partial, lambda index: call.members[index].session):
+            self._settle(call, index, outcome)
+        if partial.closed:
+            call.shares.closing.discard(worker)
+        self._check(call, call.shares)
+
     def lost(self, member: Member) -> None:
         """The member's session has ended; ``member.gone`` is set."""
-        queue = list(member.queue)
-        member.queue.clear()
+        queue, member.queue = member.queue or (), None
         call, member.tag, member.call = member.call, 0, None
         if call is not None:
             self._settle(call, member.index, _LOST)
         for call, index in queue:
             self._settle(call, index, _LOST)
 
+    def worker_lost(self, worker: int) -> None:
+        """Nothing will come any more of the batches that this worker had."""
+        for call in list(self._reducing.values()):
+            if call.shares is not None:
+                for index in call.shares.lose(worker):
+                    self._settle(call, index, _LOST)
+                self._check(call, call.shares)
+
+    def close(self) -> None:
+        """All members are gone: no worker will send a partial any more."""
+        for call in list(self._reducing.values()):
+            if call.shares is not None:
+                for worker in call.shares.workers | call.shares.closing:
+                    self.worker_lost(worker)
+
     def found(self, member: Member, tag: int) -> None:
-        """The member's worker says that it works on the instruction with this tag (0: on none).
+        """The member's worker, which has forgotten its batches, says that it works on the instruction with
+        this tag (0: on none).
 
         Whatever was sent to it otherwise never arrived, or its answer is lost.
         """
-        if member.tag == tag:
+        call = member.call
+        if member.tag == tag and (call is None or call.shares is None):
             return
-        call, member.tag, member.call = member.call, tag, None
+        member.tag, member.call = tag, None
         if call is not None:
             self._settle(call, member.index, _LOST)
         if member.queue and not tag:
@@ -178,6 +230,9 @@ class CallTable:
 
     def give_up(self, call: Call, kind: OutcomeKind) -> None:
         """Ends the call as ``kind`` for all who have not answered. Does nothing to a finished call."""
+        if call.shares is not None:
+            self._close(call, call.shares, kind)
+            return
         for index, outcome in enumerate(call.outcomes):
             if outcome is not None:
                 continue
@@ -186,31 +241,46 @@ class CallTable:
                 member.call = None
                 if member.accepts_cancel:
                     self.cancels.append((member, member.tag))
-            elif (call, index) in member.queue:
-                member.queue.remove((call, index))
+            else:
+                member.step_back(call, index)
             self._settle(call, index, (kind, b""))
 
     def expire(self, now: float) -> None:
         """Times out the calls whose deadline has come."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, call_id = heapq.heappop(self._deadlines)
-            if call := self._with_deadline.get(call_id):
-                self.give_up(call, OutcomeKind.TIMED_OUT)
+        while (call := self._deadlines.due(now)) is not None:
+            self.give_up(call, OutcomeKind.TIMED_OUT)
 
     @property
     def next_deadline(self) -> float | None:
-        while self._deadlines and self._deadlines[0][1] not in self._with_deadline:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        return self._deadlines.next
 
-    def _remember_deadline(self, deadline: float, call: Call) -> None:
-        living = self._with_deadline
-        living[call.id] = call
-        # Calls that finish leave their entry behind; don't let those outgrow the living.
-        if len(self._deadlines) > 64 + 2 * len(living):
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in living]
-            heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (deadline, call.id))
+    # Sending
+
+    def _broadcast(self, call: Call) -> None:
+        tag = self._next_tag
+        self._next_tag = tag + 1
+        reducing = None if call.shares is None else call
+        hurry = call.quorum is not None or (call.stream and reducing is None)
+        for index, member in enumerate(call.members):
+            if member.tag or member.gone:
+                break
+            member.tag, member.call, member.index = tag, call, index
+        else:
+            self.sends.append(Send(tag, call.payloads[0], call.members, reducing, hurry))
+            return
+        # Not all are idle.
+        sent = list(call.members[:index])
+        for late in range(index, len(call.members)):
+            member = call.members[late]
+            if member.gone:
+                self._settle(call, late, _LOST)
+            elif member.tag:
+                member.line_up(call, late)
+            else:
+                member.tag, member.call, member.index = tag, call, late
+                sent.append(member)
+        if sent:
+            self.sends.append(Send(tag, call.payloads[0], sent, reducing, hurry))
 
     def _send(self, member: Member, call: Call, index: int) -> None:
         tag = member.tag = self._next_tag
@@ -218,11 +288,14 @@ class CallTable:
         member.call = call
         member.index = index
         payloads = call.payloads
-        self.sends.append((member, tag, payloads[0] if len(payloads) == 1 else payloads[index]))
+        payload = payloads[0] if len(payloads) == 1 else payloads[index]
+        self.sends.append(Send(tag, payload, (member,), None if call.shares is None else call))
+
+    # Ending
 
     def _settle(self, call: Call, index: int, outcome: Answer) -> None:
         if call.outcomes[index] is not None:
-            raise AssertionError(f"call {call.id} settled twice for {call.members[index].participant_id}")
+            raise _settled_twice(call, index)
         call.outcomes[index] = outcome
         call.pending -= 1
         kind = outcome[0]
@@ -233,11 +306,89 @@ class CallTable:
             call.results += 1
         if call.pending == 0:
             self._finish(call)
+        elif call.shares is not None:
+            if call.pending == call.shares.covered:
+                self._decide(call, call.shares)
         elif kind is OutcomeKind.RESULT and call.quorum is not None and call.results >= call.quorum:
             self.give_up(call, OutcomeKind.CANCELLED)
 
+    def _close(self, call: Call, shares: Shares, kind: OutcomeKind) -> None:
+        """Ends a reducing call: what is folded counts, if its partials still come."""
+        if call.ending is not None or call.pending == 0:
+            return
+        call.ending = kind
+        shares.closing = shares.workers
+        unsent = []
+        for index, outcome in enumerate(call.outcomes):
+            if outcome is None:
+                member = call.members[index]
+                if member.call is call and member.index == index:
+                    shares.closing.add(member.worker)
+                    if member.accepts_cancel:
+                        self.cancels.append((member, member.tag))
+                elif member.step_back(call, index):
+                    unsent.append(index)
+        self.closes += [(worker, call) for worker in sorted(shares.closing)]
+        for index in unsent:
+            self._settle(call, index, (kind, b""))
+        self._check(call, shares)
+
+    def _check(self, call: Call, shares: Shares) -> None:
+        """A reducing call may be at its end."""
+        self._closed(call, shares)
+        if call.pending and call.pending == shares.covered:
+            self._decide(call, shares)
+
+    def _closed(self, call: Call, shares: Shares) -> None:
+        """Once the last partials of a call that was given up are here, the others won't answer any more."""
+        if call.ending is None or shares.closing:
+            return
+        for index, outcome in enumerate(call.outcomes):
+            member = call.members[index]
+            if outcome is None and member.call is call and member.index == index:
+                member.call = None  # it stays busy until its late answer
+                self._settle(call, index, (call.ending, b""))
+
+    def _decide(self, call: Call, shares: Shares) -> None:
+        """All have ended otherwise or are in a partial: settles those, too."""
+        if call.ending is not None and shares.closing:
+            return
+        decision = shares.decide()
+        call.states = decision.states
+        for index, schema in decision.others:
+            text = describe_mismatch(decode_schema(schema), decode_schema(decision.schema))
+            self._settle(call, index, (OutcomeKind.FAILURE, _failure(text)))
+        self._settle_all(call, decision.indices, _FOLDED)
+
+    def _settle_all(self, call: Call, indices: Sequence[int], outcome: Answer) -> None:
+        """``_settle`` for many who have sent a result, after which the call is finished."""
+        outcomes = call.outcomes
+        if call.pending == len(indices) == len(outcomes) == len(set(indices)):
+            call.outcomes = [outcome] * len(outcomes)
+        else:
+            for index in indices:
+                if outcomes[index] is not None:
+                    raise _settled_twice(call, index)
+                outcomes[index] = outcome
+        call.pending -= len(indices)
+        call.results += len(indices)
+        self.counters[outcome[0]] += len(indices)
+        if call.stream:
+            self.settled += [(call, index) for index in indices]
+        if call.pending == 0:
+            self._finish(call)
+
     def _finish(self, call: Call) -> None:
         self._running -= 1
-        if self._with_deadline:
-            self._with_deadline.pop(call.id, None)
+        self._deadlines.remove(call.id)
+        if call.shares is not None:
+            self._reducing.pop(call.id, None)
         self.finished.append(call)
+
+
+def _settled_twice(call: Call, index: int) -> AssertionError:
+    return AssertionError(f"call {call.id} settled twice for {call.members[index].participant_id}")
+
+
+def _failure(text: str) -> bytes:
+    return failure(stream_pb2.Failure.UNSPECIFIED, text).SerializeToString()

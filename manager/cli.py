@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 
@@ -18,6 +19,7 @@ from manager.listen import Address
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
 from manager.options import AddressType, log_options, option
+from manager.usage import allow_many_files
 
 EXIT_COULD_NOT_START = 3
 EXIT_LINK_LOST = 4
@@ -46,6 +48,14 @@ def main() -> None:
 )
 # Not from the environment: there MUSTER_PIN is the coordinator's, and means something else.
 @click.option("--pin", type=click.IntRange(0), metavar="N", help="Bind to the Nth CPU of those allowed.")
+@click.option("--reducer", "reducers", multiple=True, metavar="MODULE:CLASS", help="One that may be used.")
+@click.option(
+    "--import-from",
+    "import_from",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Where else to look for reducers' modules.",
+)
 @log_options
 def start(
     coordinator: str,
@@ -55,6 +65,8 @@ def start(
     share_port: bool,
     orphan_grace: float,
     pin: int | None,
+    reducers: tuple[str, ...],
+    import_from: tuple[Path, ...],
     log_level: str,
     log_format: LogFormat,
 ) -> None:
@@ -62,7 +74,10 @@ def start(
     configure(log_level, log_format, worker=index)
     from manager import worker  # grpc and zmq load here: --help stays fast
 
-    settings = worker.WorkerSettings(coordinator, index, incarnation, listen, share_port, orphan_grace)
+    sys.path += map(str, import_from)  # last: they must not hide anything
+    settings = worker.WorkerSettings(
+        coordinator, index, incarnation, listen, share_port, orphan_grace, reducers
+    )
 
     async def run() -> str | None:
         return await worker.Worker(settings).run()
@@ -70,6 +85,7 @@ def start(
     try:
         if pin is not None:
             worker.pin(pin)
+        allow_many_files()
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             reason = runner.run(run())
     except StartError as error:

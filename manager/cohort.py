@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, Self, TypeVar, overload
 
-from manager.backend import Backend, check_timeout, finish
-from manager.calls import Answer
+from manager.answers import Answers, AsyncAnswers
+from manager.backend import Backend, Running, check_timeout, finish
+from manager.blobs import SHARE_SIZE, Payload
 from manager.loop import LoopThread
-from manager.outcome import Outcome, build
-from manager.proxy import A, B, _Proxy, serialised
+from manager.members import Member
+from manager.outcome import Outcome, Progress, Reduced, build, progress_of, reduced
+from manager.proxy import A, B, _Proxy, kept
+from manager.reducers import make_reducer
+from manager.roster import Roster
+from manager.shares import Reduction
 from protos import stream_pb2
+from protos.messages import Plain
 
 P = TypeVar("P", bound=_Proxy)
 
@@ -38,7 +45,8 @@ class _Cohort(Sequence[P], Generic[P]):
     """A fixed sequence of proxies. Participants that leave stay in it, and are *lost* to calls."""
 
     def __init__(self, proxies: Sequence[P], backend: Backend, lease: Lease | None = None) -> None:
-        self._proxies = list(proxies)
+        self._proxies = tuple(proxies)
+        self._roster: Roster | None = None
         self._backend = backend
         self._lease = lease
 
@@ -84,24 +92,33 @@ class _Cohort(Sequence[P], Generic[P]):
         instruction: Message | Mapping[P, Message] | Sequence[Message],
         timeout: float | None,
         quorum: int | None,
-    ) -> tuple[list[P], list[bytes]]:
+    ) -> tuple[Sequence[P], list[Payload]]:
         """Who is asked, and the payloads: one for all, or one for each."""
         check_timeout(timeout)
         if quorum is not None and quorum < 1:
             raise ValueError(f"a quorum of {quorum} makes no sense; it must be at least 1")
         if quorum is not None and quorum > len(self):
             raise ValueError(f"a quorum of {quorum} can't be reached by {len(self)} participants")
+        backend = self._backend
         if isinstance(instruction, Message | str):
-            return self._proxies, [serialised(instruction)]  # which refuses a str
+            return self._proxies, [kept(instruction, backend)]  # which refuses a str
         if isinstance(instruction, Mapping):
             known = set(self._proxies)
             strangers = [proxy for proxy in instruction if proxy not in known]
             if strangers:
                 raise ValueError(f"{strangers[0]!r} is not in this cohort")
-            return list(instruction), [serialised(message) for message in instruction.values()]
+            return list(instruction), [kept(message, backend) for message in instruction.values()]
         if len(instruction) != len(self):
             raise ValueError(f"{len(instruction)} instructions for {len(self)} participants")
-        return self._proxies, [serialised(message) for message in instruction]
+        return self._proxies, [kept(message, backend) for message in instruction]
+
+    def _members(self, proxies: Sequence[P]) -> Sequence[Member]:
+        """Those of the proxies; for the whole cohort with what its earlier calls have worked out."""
+        if proxies is not self._proxies:
+            return [proxy._member for proxy in proxies]
+        if self._roster is None:
+            self._roster = Roster([proxy._member for proxy in proxies])
+        return self._roster
 
     def _let_go(self) -> None:
         if self._lease is not None:
@@ -119,12 +136,49 @@ class AsyncCohort(_Cohort[A]):
         instruction: Message | Mapping[A, Message] | Sequence[Message],
         timeout: float | None = None,
         quorum: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> Outcome[A]:
         """Like Cohort.run. Cancelling the task gives the call up everywhere."""
         proxies, payloads = self._prepare(instruction, timeout, quorum)
-        members = [proxy._member for proxy in proxies]
-        call = self._backend.start_call(members, payloads, timeout, quorum)
-        return build(proxies, await finish(self._backend, call))
+        call = self._backend.start_call(self._members(proxies), payloads, timeout, quorum)
+        await finish(self._backend, call, _watch(call, progress))
+        return build(proxies, call)
+
+    async def reduce(
+        self,
+        instruction: Message | Mapping[A, Message] | Sequence[Message],
+        reducer: str = "weighted_mean",
+        timeout: float | None = None,
+        quorum: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        **options: Plain,
+    ) -> Reduced[A]:
+        """Like Cohort.reduce. Cancelling the task gives the call up everywhere."""
+        merging = make_reducer(reducer, options, (reducer,))
+        proxies, payloads = self._prepare(instruction, timeout, quorum)
+        call = self._backend.start_call(
+            self._members(proxies), payloads, timeout, quorum, Reduction(reducer, options)
+        )
+        await finish(self._backend, call, _watch(call, progress))
+        if sum(map(len, call.states)) > SHARE_SIZE:  # large: not on the event loop
+            return await asyncio.to_thread(reduced, proxies, call, merging)
+        return reduced(proxies, call, merging)
+
+    def stream(
+        self,
+        instruction: Message | Mapping[A, Message] | Sequence[Message],
+        timeout: float | None = None,
+        quorum: int | None = None,
+    ) -> AsyncAnswers[A]:
+        """Like Cohort.stream; use it with ``async with`` and ``async for``."""
+        proxies, payloads = self._prepare(instruction, timeout, quorum)
+        return AsyncAnswers(
+            proxies,
+            self._backend,
+            lambda listener: self._backend.stream_call(
+                self._members(proxies), payloads, timeout, quorum, listener
+            ),
+        )
 
     def release(self) -> None:
         """Ends the lease, if this cohort has one."""
@@ -162,6 +216,7 @@ class Cohort(_Cohort[B]):
         instruction: Message | Mapping[B, Message] | Sequence[Message],
         timeout: float | None = None,
         quorum: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> Outcome[B]:
         """Sends an instruction to all at once and blocks until each has answered or otherwise ended.
 
@@ -170,16 +225,98 @@ class Cohort(_Cohort[B]):
                 the proxies to messages.
             timeout: seconds until those who have not answered are given up; None waits for all.
             quorum: end as soon as this many results are there, giving up the others.
+            progress: called with a Progress in this thread, about ten times a second and at the end.
 
         Never raises for what participants do; the Outcome tells. Ctrl-C gives the call up everywhere.
         """
         proxies, payloads = self._prepare(instruction, timeout, quorum)
-        members = [proxy._member for proxy in proxies]
+        return build(proxies, self._wait(proxies, payloads, timeout, quorum, None, progress))
 
-        async def call() -> Sequence[Answer]:
-            return await finish(self._backend, self._backend.start_call(members, payloads, timeout, quorum))
+    def reduce(
+        self,
+        instruction: Message | Mapping[B, Message] | Sequence[Message],
+        reducer: str = "weighted_mean",
+        timeout: float | None = None,
+        quorum: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        **options: Plain,
+    ) -> Reduced[B]:
+        """Like ``run``, but the results are folded into one in the worker processes, as they arrive.
 
-        return build(proxies, self._loop.run(call()))
+        A result counts as a whole or not at all. One that doesn't fit (other tensors than most participants
+        send; NaN or infinity, unless ``allow_nan``; for a weighted mean, a weight that is not positive) is a
+        failure of its participant. What is folded when the timeout or the quorum is reached counts.
+
+        Args:
+            instruction: as for ``run``.
+            reducer: weighted_mean (by ``Result.weight``), mean, sum, min, max; or the import path of your
+                own, allowed at the start (manager/reducers.py says what it must be like).
+            timeout: as for ``run``. The workers' partial answers are then still collected.
+            quorum: end as soon as this many have been folded in, or a few more. Fewer are left only if
+                results turn out not to fit most others, or a worker dies with what it has folded.
+            progress: as for ``run``.
+            options: of the reducer. For the ones named above: ``dtype`` ("float64" or "float32"), in which
+                floats are added up; ``allow_nan`` (False).
+
+        Raises ValueError for a reducer or an option that doesn't exist, ReductionError if what the workers
+        send can't be merged (a sum of integers that leaves 64 bits). Otherwise it is the Reduced that tells.
+        """
+        merging = make_reducer(reducer, options, (reducer,))
+        proxies, payloads = self._prepare(instruction, timeout, quorum)
+        call = self._wait(proxies, payloads, timeout, quorum, Reduction(reducer, options), progress)
+        return reduced(proxies, call, merging)
+
+    def stream(
+        self,
+        instruction: Message | Mapping[B, Message] | Sequence[Message],
+        timeout: float | None = None,
+        quorum: int | None = None,
+    ) -> Answers[B]:
+        """Like ``run``, but the results are there one by one, as they arrive, and kept nowhere::
+
+            with cohort.stream(message) as answers:
+                for participant, answer in answers:
+                    ...
+            print(answers)
+
+        Leaving the block before the end gives the call up everywhere.
+        """
+        proxies, payloads = self._prepare(instruction, timeout, quorum)
+        return Answers(
+            AsyncAnswers(
+                proxies,
+                self._backend,
+                lambda listener: self._backend.stream_call(
+                    self._members(proxies), payloads, timeout, quorum, listener
+                ),
+            ),
+            self._loop,
+        )
+
+    def _wait(
+        self,
+        proxies: Sequence[B],
+        payloads: Sequence[Payload],
+        timeout: float | None,
+        quorum: int | None,
+        reduction: Reduction | None,
+        progress: Callable[[Progress], object] | None,
+    ) -> Running:
+        running: list[Running] = []
+
+        async def call() -> None:
+            running.append(
+                self._backend.start_call(self._members(proxies), payloads, timeout, quorum, reduction)
+            )
+            await finish(self._backend, running[0])
+
+        def watch() -> None:
+            if progress is not None and running:
+                progress(progress_of(running[0]))
+
+        self._loop.run(call(), None if progress is None else watch)
+        watch()
+        return running[0]
 
     def release(self) -> None:
         """Ends the lease, if this cohort has one. Runs that are under way go on."""
@@ -190,3 +327,9 @@ class Cohort(_Cohort[B]):
 
     def __exit__(self, *exc_info: object) -> None:
         self._let_go()
+
+
+def _watch(call: Running, progress: Callable[[Progress], object] | None) -> Callable[[], None] | None:
+    if progress is None:
+        return None
+    return lambda: (progress(progress_of(call)), None)[1]

@@ -13,14 +13,18 @@ import itertools
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, cast
 
 from manager.backend import Acquired, Running
-from manager.calls import Call, CallTable, OutcomeKind, Payload
+from manager.blobs import Payload
+from manager.call import Call, OutcomeKind, Send
+from manager.calls import CallTable
 from manager.errors import Closed, NotEnoughParticipants
 from manager.members import Member, printable
 from manager.pool import Pool, Request, Shortage
+from manager.shares import Folded, Partial, Reduction
 
 log = logging.getLogger("muster.dispatcher")
 
@@ -28,21 +32,38 @@ log = logging.getLogger("muster.dispatcher")
 class Transport(Protocol):
     """Where instructions go. None of these may block or raise, and none calls back at once."""
 
-    def instruct(self, sends: Sequence[tuple[Member, int, bytes]]) -> None:
+    def keep(self, instruction: bytes) -> Payload:
+        """The instruction as it is best kept for sending it to many."""
+        ...
+
+    def instruct(self, sends: Sequence[Send]) -> None:
         """Sends instructions, each with its tag, to members that are idle."""
         ...
 
     def cancel(self, member: Member, tag: int) -> None: ...
 
+    def close_batch(self, worker: int, call: Call) -> None:
+        """Asks a worker for its last partial of a reducing call, however many have not answered."""
+        ...
+
     def end(self, member: Member) -> None:
-        """Ends the member's stream: a newer session of the same participant has taken its place."""
+        """Ends the member's stream: a newer session of the same participant has taken its place.
+
+        ``ended`` follows, once nothing can come of it any more.
+        """
         ...
 
 
 class Waiter(Protocol):
-    """Who is told how a call goes, one outcome at a time."""
+    """Who is told how a call goes, as it goes."""
 
-    def settled(self, call: Call, index: int) -> None: ...
+    def settled(self, call: Call, indices: Sequence[int]) -> None:
+        """These have ended; their answers may be taken out of ``call.outcomes``."""
+        ...
+
+    def advanced(self, call: Call, answered: int, size: int) -> None:
+        """More results of a reducing call, of so many bytes, have been folded in."""
+        ...
 
     def finished(self, call: Call) -> None: ...
 
@@ -57,6 +78,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
         self._requests: dict[int, asyncio.Future[Acquired]] = {}
+        self._ending: set[Member] = set()  # replaced; their last answers may be on their way
         self._scheduled = False
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -79,23 +101,43 @@ class Dispatcher:
                 replaced.peer,
             )
             self._transport.end(replaced)
-            self.ended(replaced)
+            self._left(replaced)
+            self._ending.add(replaced)
         self._schedule()
 
-    def answered(self, answers: Iterable[tuple[Member | None, int, Payload]]) -> None:
-        """Members have answered the instructions with these tags. None stands for one that is gone."""
-        answered = self.calls.answered
-        for member, tag, answer in answers:
-            if member is not None:
-                answered(member, tag, answer)
+    def answered(self, answers: Iterable[tuple[Member | None, int, Payload | None]]) -> None:
+        """Members have answered the instructions with these tags.
+
+        None stands for a member that is gone, and for an answer that is.
+        """
+        self.calls.answered(answers)
+        self._schedule()
+
+    def folded(self, worker: int, folded: Folded, members: Mapping[int, Member]) -> None:
+        """Results have been folded in at a worker. ``members`` are those of the worker, by session."""
+        self.calls.folded(worker, folded, members)
+        self._schedule()
+
+    def partial(self, worker: int, partial: Partial) -> None:
+        """What a part of a batch has come to at a worker."""
+        self.calls.partial(worker, partial)
         self._schedule()
 
     def ended(self, member: Member) -> None:
-        if member.gone:
-            return
-        self.pool.leave(member)
+        """The member's session is over, and nothing that was sent on it is still on its way."""
+        self._left(member)
+        self._ending.discard(member)
         self.calls.lost(member)
-        self.on_ended(member)
+        self._schedule()
+
+    def _left(self, member: Member) -> None:
+        if not member.gone:
+            self.pool.leave(member)
+            self.on_ended(member)
+
+    def worker_lost(self, worker: int) -> None:
+        """Nothing will come any more of this worker's batches. Its members are dealt with apart."""
+        self.calls.worker_lost(worker)
         self._schedule()
 
     def found(self, member: Member, tag: int) -> None:
@@ -125,13 +167,12 @@ class Dispatcher:
             cancels, calls.cancels = calls.cancels, []
             for member, tag in cancels:
                 transport.cancel(member, tag)
-        if calls.settled:
-            settled, calls.settled = calls.settled, []
-            for call, index in settled:
-                try:
-                    call.waiter.settled(call, index)
-                except Exception:  # it must not cost the others theirs
-                    log.exception("an outcome of call %d could not be told", call.id)
+        if calls.closes:
+            closes, calls.closes = calls.closes, []
+            for worker, call in closes:
+                transport.close_batch(worker, call)
+        if calls.settled or calls.advanced:
+            self._tell()
         if calls.finished:
             finished, calls.finished = calls.finished, []
             for call in finished:
@@ -145,6 +186,25 @@ class Dispatcher:
                 request = self._requests.pop(grant.request.id)
                 if not request.done():
                     request.set_result(Acquired(grant.request.id, grant.members))
+
+    def _tell(self) -> None:
+        """Tells waiters how their calls go. What goes wrong there must not cost others theirs."""
+        calls = self.calls
+        settled, calls.settled = calls.settled, []
+        advanced, calls.advanced = calls.advanced, []
+        by_call: dict[Call, list[int]] = defaultdict(list)
+        for call, index in settled:
+            by_call[call].append(index)
+        for call, count, size in advanced:
+            try:
+                call.waiter.advanced(call, count, size)
+            except Exception:
+                log.exception("the progress of call %d could not be told", call.id)
+        for call, indices in by_call.items():
+            try:
+                call.waiter.settled(call, indices)
+            except Exception:
+                log.exception("outcomes of call %d could not be told", call.id)
 
     # Backend
 
@@ -180,14 +240,19 @@ class Dispatcher:
         self.pool.release(acquired_id)
         self._schedule()
 
+    def keep(self, instruction: bytes) -> Payload:
+        return self._transport.keep(instruction)
+
     def start_call(
         self,
         members: Sequence[Member],
-        payloads: Sequence[bytes],
+        payloads: Sequence[Payload],
         timeout: float | None,
         quorum: int | None,
+        reduction: Reduction | None = None,
     ) -> Call:
-        return self._start(members, payloads, timeout, quorum, self._loop.create_future(), stream=False)
+        waiter = self._loop.create_future()
+        return self._start(members, payloads, timeout, quorum, waiter, stream=False, reduction=reduction)
 
     def give_up_call(self, call: Running) -> None:
         self.calls.give_up(cast(Call, call), OutcomeKind.CANCELLED)
@@ -196,32 +261,40 @@ class Dispatcher:
     def stream_call(
         self,
         members: Sequence[Member],
-        payloads: Sequence[bytes],
+        payloads: Sequence[Payload],
         timeout: float | None,
         quorum: int | None,
-        waiter: Waiter,
+        listener: Waiter,
+        reduction: Reduction | None = None,
     ) -> Call:
-        """Like ``start_call``, but ``waiter`` is told of every outcome as it comes."""
-        return self._start(members, payloads, timeout, quorum, waiter, stream=True)
+        """Like ``start_call``, but ``listener`` is told of the outcomes as they come."""
+        return self._start(members, payloads, timeout, quorum, listener, stream=True, reduction=reduction)
 
     def _start(
         self,
         members: Sequence[Member],
-        payloads: Sequence[bytes],
+        payloads: Sequence[Payload],
         timeout: float | None,
         quorum: int | None,
         waiter: Waiter | asyncio.Future[None],
         *,
         stream: bool,
+        reduction: Reduction | None,
     ) -> Call:
         if not self._scheduled:
             self._schedule()
-        if timeout is None:
-            return self.calls.start(members, payloads, quorum=quorum, waiter=waiter, stream=stream)
-        deadline = time.monotonic() + timeout
-        self._watch(deadline)
+        deadline = None
+        if timeout is not None:
+            deadline = time.monotonic() + timeout
+            self._watch(deadline)
         return self.calls.start(
-            members, payloads, deadline=deadline, quorum=quorum, waiter=waiter, stream=stream
+            members,
+            payloads,
+            deadline=deadline,
+            quorum=quorum,
+            waiter=waiter,
+            stream=stream,
+            reduction=reduction,
         )
 
     # Time
@@ -249,8 +322,9 @@ class Dispatcher:
     def close(self) -> None:
         """Ends everything that still runs: calls as lost, waiters with Closed."""
         self._closed = True
-        for member in self.pool:
+        for member in (*self.pool, *self._ending):
             self.ended(member)
+        self.calls.close()
         self.settle()
         for waiter in self._requests.values():
             if not waiter.done():

@@ -12,7 +12,7 @@ import grpc.aio
 
 from manager.listen import Address
 from manager.servicer import Servicer
-from protos.envelope import MAX_FRAME_SIZE
+from protos.chunks import MAX_FRAME_SIZE
 
 SERVER_OPTIONS: Mapping[str, int] = {
     # A storm of connections must not make gRPC drop streams: over its defaults (1,000 and 3,000 pending
@@ -28,6 +28,10 @@ SERVER_OPTIONS: Mapping[str, int] = {
     # Participants may ping twice as often as they are told to: clocks and timers differ.
     "grpc.http2.min_ping_interval_without_data_ms": 5_000,
     "grpc.max_receive_message_length": MAX_FRAME_SIZE,
+    # What a participant may send ahead while nobody reads: enough to keep a chunk coming over a long line. By
+    # default gRPC lets it grow with the bandwidth, to megabytes for each of a thousand participants.
+    "grpc.http2.bdp_probe": 0,
+    "grpc.http2.lookahead_bytes": 128 * 1024,
 }
 
 CLOSE_TIMEOUT = 1.0

@@ -9,6 +9,7 @@
     │   ├── ParticipantLost     its stream or its worker ended before it answered
     │   ├── CallTimeout         (also a TimeoutError)  it had not answered by the call's deadline
     │   └── CallCancelled       the call was given up by its caller, or had its quorum
+    ├── ReductionError          what workers have folded can't be put together
     ├── Closed                  what was asked has been closed
     └── StartError              a process could not start; the text says why and what to do
         └── AddressInUse        somebody else has the address
@@ -103,6 +104,10 @@ class CallCancelled(CallError):
 
     def __init__(self, participant_id: str) -> None:
         super().__init__(participant_id, f"the call to participant {participant_id} was cancelled")
+
+
+class ReductionError(MusterError):
+    """What the workers have folded can't be put together to one answer. The text says why."""
 
 
 class Closed(MusterError):

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Generic, TypeVar
 
+from manager.blobs import Payload
 from manager.sequence import Sequence, Verdict
 from protos import link_pb2
-from protos.frames import Buffer
+from protos.frames import Buffer, pack
 
 Frames = list[Buffer]
 Out = TypeVar("Out", link_pb2.Upward, link_pb2.Downward)
@@ -27,7 +28,7 @@ class LinkEnd(Generic[Out, In]):
     def __init__(self, make: Callable[..., Out]) -> None:
         """``make`` gives an outgoing message from the body's field, filled in with what all of them have."""
         self._make: Callable[..., Out] = make
-        self._sequence: Sequence[Frames] = Sequence()
+        self._sequence: Sequence[tuple[Frames, Seq[Payload]]] = Sequence()
         self._interval = float("inf")
         self._beat_at = float("inf")
         self._asked_until = 0.0
@@ -45,13 +46,22 @@ class LinkEnd(Generic[Out, In]):
         """Messages sent that the other end has not acknowledged yet."""
         return self._sequence.unacknowledged
 
-    def send(self, payloads: Seq[Buffer] = (), **body: object) -> None:
-        """Numbers a message with this body and sends it with its payload frames, again if need be."""
+    def send(self, payloads: Seq[Payload] = (), **body: object) -> None:
+        """Numbers a message with this body and sends it with its payloads, again if need be.
+
+        Until it is acknowledged it is kept, and with it the memory of payloads that are shared.
+        """
+        header: link_pb2.Payloads | None
+        tail: list[Buffer]
+        header, tail = pack(payloads)
         message = self._make(**body)
+        if header is not None:
+            for part in body:
+                getattr(message, part).payloads.CopyFrom(header)
         message.sequence = self._sequence.next()
         message.acknowledged = self._sequence.acknowledge()
-        frames = [message.SerializeToString(), *payloads]
-        self._sequence.keep(frames)
+        frames = [message.SerializeToString(), *tail]
+        self._sequence.keep((frames, payloads))
         self.out.append(frames)
 
     def received(self, message: In, now: float) -> bool:
@@ -70,7 +80,7 @@ class LinkEnd(Generic[Out, In]):
             return verdict is Verdict.NEW
         body = message.WhichOneof("body")
         if body == "resend":
-            self.out.extend(sequence.again(message.resend.first))
+            self.out.extend(frames for frames, _ in sequence.again(message.resend.first))
         elif body == "heartbeat" and message.heartbeat.sent > sequence.received:
             self._ask_again(now)
         return True

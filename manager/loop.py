@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from manager.errors import Closed
@@ -27,6 +27,9 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
 
+
+WATCH_INTERVAL = 0.1
+"""Seconds between two looks at what is waited for."""
 
 _TICK = 0.5
 """Seconds after which a waiting main thread looks up for signals that the kernel gave to another thread."""
@@ -52,8 +55,8 @@ class LoopThread:
         """Whether the caller is in the loop's own thread."""
         return threading.current_thread() is self._thread
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Blocks until the coroutine is done.
+    def run(self, coroutine: Coroutine[Any, Any, T], watch: Callable[[], None] | None = None) -> T:
+        """Blocks until the coroutine is done. ``watch`` is called meanwhile, every WATCH_INTERVAL.
 
         An exception in the waiting thread, such as KeyboardInterrupt, cancels the coroutine and waits until
         it has cleaned up; a second one doesn't wait. Raises Closed if the loop has been, or is being, closed.
@@ -82,8 +85,9 @@ class LoopThread:
                 raise Closed("this has been closed already; make a new one")
             self._loop.call_soon_threadsafe(start)
         try:
-            while not gate.acquire(timeout=_TICK):
-                pass
+            while not gate.acquire(timeout=_TICK if watch is None else WATCH_INTERVAL):
+                if watch is not None:
+                    watch()
         except BaseException:
             if not (tasks and tasks[0].done()):
                 with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile

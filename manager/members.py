@@ -8,43 +8,87 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manager.calls import Call
+    from manager.call import Call
 
 
-@dataclass(slots=True, eq=False)
-class Member:
-    """One session of one participant. Compared by identity."""
+class _Working:
+    """What every call touches of every member: kept together, for it is memory that calls wait for."""
 
-    key: int  # unique in the life of a pool, never used again
-    participant_id: str
-    attributes: Mapping[str, str]
-    worker: int
-    session: int  # the worker's own number for it
-    peer: str = ""
-    accepts_cancel: bool = False
-    joined_at: float = 0.0  # monotonic seconds
+    __slots__ = ("call", "gone", "index", "queue", "tag", "worker")
 
-    # The pool's:
-    lease: int | None = None
-    gone: bool = False
 
-    # The callers' stand-in for it; kept here so that each session has one, for as long as it lives:
-    proxy: Any = None
+class Member(_Working):
+    """One session of one participant. Compared by identity.
 
-    # The table of calls':
-    tag: int = 0  # of the instruction that it works on; 0: none
-    call: Call | None = None  # whose instruction that is; None once nobody waits for the answer
-    index: int = 0  # the member's position in that call
-    queue: deque[tuple[Call, int]] = field(default_factory=deque)
+    The pool's own are ``lease`` and ``gone``; the table of calls' are ``tag`` (of the instruction that it
+    works on; 0: none), ``call`` (whose instruction that is; None once nobody waits for the answer), ``index``
+    (the member's position in that call) and ``queue`` (what comes next; None: nothing yet).
+    """
+
+    __slots__ = (
+        "accepts_cancel",
+        "attributes",
+        "joined_at",
+        "key",
+        "lease",
+        "participant_id",
+        "peer",
+        "proxy",
+        "session",
+    )
+
+    def __init__(
+        self,
+        key: int,
+        participant_id: str,
+        attributes: Mapping[str, str],
+        worker: int,
+        session: int,
+        peer: str = "",
+        accepts_cancel: bool = False,
+        joined_at: float = 0.0,
+        gone: bool = False,
+    ) -> None:
+        self.key = key  # unique in the life of a pool, never used again
+        self.participant_id = participant_id
+        self.attributes = attributes
+        self.worker = worker
+        self.session = session  # the worker's own number for it
+        self.peer = peer
+        self.accepts_cancel = accepts_cancel
+        self.joined_at = joined_at  # monotonic seconds
+        self.lease: int | None = None
+        self.gone = gone
+        # The callers' stand-in for it; kept here so that each session has one, for as long as it lives:
+        self.proxy: Any = None
+        self.tag = 0
+        self.call: Call | None = None
+        self.index = 0
+        self.queue: deque[tuple[Call, int]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Member {self.key}: {self.participant_id!r} on worker {self.worker}>"
 
     @property
     def busy(self) -> bool:
         """Whether it works on an instruction, one whose call was given up included."""
         return self.tag != 0
+
+    def line_up(self, call: Call, index: int) -> None:
+        """It gets the instruction of this call after those that it has."""
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.append((call, index))
+
+    def step_back(self, call: Call, index: int) -> bool:
+        """It won't get that instruction any more. False if it isn't in line."""
+        if self.queue is None or (call, index) not in self.queue:
+            return False
+        self.queue.remove((call, index))
+        return True
 
 
 def printable(participant_id: str) -> str:

@@ -8,14 +8,15 @@ running coordinator.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from typing_extensions import TypeVar
 
 from manager.backend import Backend, check_timeout, finish
-from manager.calls import Answer, OutcomeKind
+from manager.blobs import SHARE_SIZE, Payload
+from manager.call import Answer, OutcomeKind
 from manager.errors import CallCancelled, CallTimeout, ParticipantFailed, ParticipantLost
 from manager.loop import LoopThread
 from manager.members import Member
@@ -71,13 +72,15 @@ class AsyncParticipantProxy(_Proxy):
         """Like ParticipantProxy.run. Cancelling the task gives the call up."""
         check_timeout(timeout)
         backend = self._backend
-        call = backend.start_call((self._member,), (serialised(message),), timeout, None)
+        payload = kept(message, backend)
+        call = backend.start_call((self._member,), (payload,), timeout, None)
         try:  # as ``finish`` does, without one more coroutine: this is the busiest line of all
             await call.waiter
         except asyncio.CancelledError:
             backend.give_up_call(call)
             raise
-        return _result(self, cast(Answer, call.outcomes[0]), timeout)
+        answer: Any = call.outcomes[0]
+        return _result(self, answer, timeout)
 
 
 class ParticipantProxy(_Proxy):
@@ -107,14 +110,14 @@ class ParticipantProxy(_Proxy):
             ValueError: the message is neither an instruction nor empty, or the timeout makes no sense.
         """
         check_timeout(timeout)
-        payload = serialised(message)
+        payload = kept(message, self._backend)
 
-        async def call() -> Sequence[Answer]:
-            return await finish(
-                self._backend, self._backend.start_call((self._member,), (payload,), timeout, None)
-            )
+        async def run() -> Answer:
+            call = self._backend.start_call((self._member,), (payload,), timeout, None)
+            await finish(self._backend, call)
+            return cast(Answer, call.outcomes[0])
 
-        return _result(self, self._loop.run(call())[0], timeout)
+        return _result(self, self._loop.run(run()), timeout)
 
 
 def serialised(message: stream_pb2.ServerMessage) -> bytes:
@@ -132,6 +135,12 @@ def serialised(message: stream_pb2.ServerMessage) -> bytes:
     return data
 
 
+def kept(message: stream_pb2.ServerMessage, backend: Backend) -> Payload:
+    """The message's bytes, as the backend likes them best. Raises ValueError as ``serialised`` does."""
+    data = serialised(message)
+    return data if len(data) < SHARE_SIZE else backend.keep(data)
+
+
 A = TypeVar("A", bound=AsyncParticipantProxy, default=AsyncParticipantProxy)
 B = TypeVar("B", bound=ParticipantProxy, default=ParticipantProxy)
 """The user's subclass, in asyncio (A) and blocking (B). Without a factory it is the class itself."""
@@ -140,10 +149,7 @@ B = TypeVar("B", bound=ParticipantProxy, default=ParticipantProxy)
 def _result(proxy: _Proxy, answer: Answer, timeout: float | None) -> stream_pb2.ParticipantMessage:
     kind, payload = answer
     if kind is OutcomeKind.RESULT:
-        message, failure = decode_result(payload)
-        if failure is None:
-            return message
-        raise ParticipantFailed(proxy.id, failure)
+        return decode_result(payload)
     if kind is OutcomeKind.FAILURE:
         raise ParticipantFailed(proxy.id, decode_failure(payload))
     if kind is OutcomeKind.LOST:

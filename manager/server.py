@@ -6,6 +6,7 @@ own. The same proxies and cohorts work over many processes by way of the coordin
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -13,28 +14,40 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from manager.backend import Backend
+from manager.blobs import Blob, Payload
+from manager.call import Call, Send
 from manager.dispatcher import Dispatcher
 from manager.endpoint import Endpoint
+from manager.folding import FOLDING_TIMEOUT, Folding
 from manager.listen import CAN_SHARE_PORT, Address, reserve
 from manager.loop import LoopThread
 from manager.members import Member
 from manager.participants import Participants
 from manager.proxy import B, Handle
-from manager.servicer import ANONYMOUS, Servicer, pieces
+from manager.reducers import check_allowed
+from manager.servicer import ANONYMOUS, Servicer, checked, pieces
+from manager.shares import Folded, Partial
 from manager.stream import REPLACED, EndReason, Stream
 from protos import stream_pb2
+from protos.envelope import Kind
+from protos.messages import failure
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 
+WORKER = 0
+"""The index of the only worker there is."""
+
 
 class _LocalManager:
-    """Sink of the servicer and transport of the dispatcher: hands events across, in one event loop."""
+    """Sink of servicer and batches, transport of the dispatcher: hands events across, in one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, reducers: Sequence[str]) -> None:
         self.servicer = Servicer(self)
         self.endpoint = Endpoint(self.servicer)
         self.dispatcher = Dispatcher(self)
+        self.folding = Folding(self, reducers)
         self._members: dict[int, Member] = {}
+        self._loop = asyncio.get_running_loop()
 
     # Sink
 
@@ -44,7 +57,7 @@ class _LocalManager:
             key=key,
             participant_id=hello.participant_id or f"{ANONYMOUS}{key}",
             attributes=dict(hello.attributes),
-            worker=0,
+            worker=WORKER,
             session=stream.id,
             peer=stream.peer,
             accepts_cancel=hello.accepts_cancel,
@@ -53,29 +66,69 @@ class _LocalManager:
         self._members[stream.id] = member
         self.dispatcher.joined(member)
 
-    def answered(self, stream: Stream, answer: bytes) -> None:
-        self.dispatcher.answered([(self._members[stream.id], stream.tag, answer)])
+    def answered(self, stream: Stream, answer: Payload, kind: Kind) -> None:
+        if stream.batch is None:
+            self.not_folded(stream, checked(answer, kind))
+        else:
+            self.folding.answered(stream, answer, kind)
 
     def ended(self, stream: Stream, reason: EndReason.ValueType) -> None:
+        stream.over = reason
+        if self.folding.ended(stream):
+            self.ended_late(stream)
+
+    # Sink of the batches
+
+    def not_folded(self, stream: Stream, answer: Payload) -> None:
+        if isinstance(answer, Blob):
+            answer.settle()  # from here on it is the caller's
+        self.dispatcher.answered([(self._members[stream.id], stream.tag, answer)])
+
+    def folded(self, folded: Folded) -> None:
+        self.dispatcher.folded(WORKER, folded, self._members)
+
+    def partial(self, partial: Partial) -> None:
+        self.dispatcher.partial(WORKER, partial)
+
+    def ended_late(self, stream: Stream) -> None:
         member = self._members.pop(stream.id, None)
         if member is not None:
             self.dispatcher.ended(member)
 
     # Transport
 
-    def instruct(self, sends: Sequence[tuple[Member, int, bytes]]) -> None:
-        last: bytes | None = None
-        for member, tag, payload in sends:
-            if payload is not last:
-                last, to_write = payload, pieces(payload)
-            stream = self.servicer.streams.get(member.session)
-            if stream is not None:
-                stream.instruct(tag, to_write)
+    def keep(self, instruction: bytes) -> Payload:
+        return instruction
+
+    def instruct(self, sends: Sequence[Send]) -> None:
+        last: Payload | None = None
+        for send in sends:
+            if send.payload is not last:
+                last, to_write = send.payload, pieces(send.payload)
+            batch = None
+            if send.call is not None and send.call.reduction is not None:
+                try:
+                    batch = self.folding.batch(send.call.id, send.call.reduction)
+                except ValueError as error:  # nobody need work for a reducer that can't be
+                    refusal = failure(stream_pb2.Failure.UNSPECIFIED, str(error)).SerializeToString()
+                    refusals = [(member, send.tag, refusal) for member in send.members]
+                    self._loop.call_soon(self.dispatcher.answered, refusals)
+                    continue
+            for member in send.members:
+                stream = self.servicer.streams.get(member.session)
+                if stream is not None and stream.instruct(send.tag, to_write) and batch is not None:
+                    self.folding.instructed(batch, stream)
+            if batch is not None:
+                # Here nothing is saved by saying little.
+                self.folding.sent(batch, send.tag, all_there=False, hurry=True)
 
     def cancel(self, member: Member, tag: int) -> None:
         stream = self.servicer.streams.get(member.session)
         if stream is not None:
             stream.cancel(tag)
+
+    def close_batch(self, worker: int, call: Call) -> None:
+        self.folding.close(call.id)
 
     def end(self, member: Member) -> None:
         stream = self.servicer.streams.get(member.session)
@@ -129,6 +182,7 @@ class Server:
 
     async def _stop(self, grace: float) -> None:
         await self._manager.endpoint.drain(grace)
+        await self._manager.folding.finish(FOLDING_TIMEOUT)
         self._manager.dispatcher.close()
 
     def wait_for_termination(self, timeout: float | None = None) -> bool:
@@ -145,6 +199,7 @@ class Server:
 def create_participant_manager(
     participant_proxy_factory: Callable[[Handle], B] | None = None,
     listen: str | None = None,
+    reducers: Sequence[str] = (),
 ) -> tuple[Server, ParticipantManager[B]]:
     """Starts to serve participants from this process alone.
 
@@ -152,6 +207,7 @@ def create_participant_manager(
         participant_proxy_factory: your subclass of ParticipantProxy; None for ParticipantProxy itself.
         listen: ``host:port`` for participants (port 0: any free one). By default the environment variable
             MUSTER_LISTEN, or else 127.0.0.1:50051.
+        reducers: import paths (``package.module:Class``) that ``cohort.reduce`` may name.
 
     Returns:
         The server, which is running and must be stopped, and the participant manager.
@@ -159,13 +215,15 @@ def create_participant_manager(
     Raises:
         AddressInUse: another process listens there.
         StartError: the address can't be listened on.
+        ValueError: a reducer can't be imported.
     """
+    check_allowed(reducers)
     address = Address.parse(listen or os.environ.get("MUSTER_LISTEN") or DEFAULT_LISTEN)
     reservation = reserve(address)
     try:
         loop = LoopThread("muster-manager")
         try:
-            manager, served = loop.run(_start(reservation.address))
+            manager, served = loop.run(_start(reservation.address, reducers))
         except BaseException:
             loop.close()
             raise
@@ -175,7 +233,7 @@ def create_participant_manager(
     return Server(loop, manager, str(served)), participants
 
 
-async def _start(address: Address) -> tuple[_LocalManager, Address]:
-    manager = _LocalManager()
+async def _start(address: Address, reducers: Sequence[str]) -> tuple[_LocalManager, Address]:
+    manager = _LocalManager(reducers)
     # Shared with the reservation alone, which is let go as soon as this server listens.
     return manager, await manager.endpoint.start(address, share_port=CAN_SHARE_PORT)

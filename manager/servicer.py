@@ -17,10 +17,16 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from manager.blobs import Blob, Payload, view_of
 from manager.session import Action, BreachError, Session, State
+from manager.spool import NoRoomError, Spool
 from manager.stream import EndReason, Stream, Verdict
 from protos import stream_pb2
-from protos.envelope import CHUNK_SIZE, Assembler, Kind, MalformedMessageError, kind_of, split
+from protos.chunks import MAX_MESSAGE_SIZE, Assembler, Pieces, in_memory, read_chunk
+from protos.envelope import Kind, MalformedMessageError, kind_of
+from protos.frames import OWN_FRAME
+from protos.messages import failure
+from protos.sliced import check_result
 
 log = logging.getLogger("muster.servicer")
 
@@ -38,7 +44,7 @@ class Sink(Protocol):
 
     def joined(self, stream: Stream, hello: stream_pb2.Hello) -> None: ...
 
-    def answered(self, stream: Stream, answer: bytes) -> None: ...
+    def answered(self, stream: Stream, answer: Payload, kind: Kind) -> None: ...
 
     def ended(self, stream: Stream, reason: EndReason.ValueType) -> None: ...
 
@@ -49,6 +55,7 @@ class Servicer:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._ids = itertools.count(1)
+        self._spool = Spool()
         self.streams: dict[int, Stream] = {}  # those of pooled participants
         self.violations = 0
         self.draining = False
@@ -99,20 +106,23 @@ class Servicer:
     async def _converse(self, stream: Stream, context: grpc.aio.ServicerContext[bytes, bytes]) -> bool:
         """Reads until the end; returns whether the participant took its leave."""
         session, sink, read = stream.session, self._sink, context.read
-        assembler: Assembler | None = None
+        data: Any = None
+        assembler: Assembler[Payload] | None = None
         left = False
         while True:
-            data: Any = await read()
+            data = None  # not to be kept while this waits for the next one
+            data = await read()
             if data is grpc.aio.EOF:
                 return left
             kind = kind_of(data)
             if kind is Kind.CHUNK:
-                assembler = assembler or Assembler()
-                whole = _add(data, assembler, session)
+                if assembler is None:
+                    assembler = await self._begin(data, session)
+                whole = _add(data, assembler)
                 if whole is None:
                     continue
-                data, assembler = whole, None
-                kind = kind_of(data)
+                data, kind = whole
+                assembler = None
             elif assembler is not None:
                 raise BreachError(
                     f"unexpected {kind.name.lower()} message: a chunked message isn't whole yet"
@@ -121,7 +131,8 @@ class Servicer:
             hello = _hello(data) if session.state is State.NEW else None
             action = session.received(kind)
             if action is Action.ANSWER:
-                sink.answered(stream, data)
+                sink.answered(stream, data, kind)
+                whole = None
                 if self.draining:
                     self._move(stream)
             elif action is Action.LEAVE:
@@ -129,6 +140,14 @@ class Servicer:
                 self._out(stream, EndReason.LEFT)
             elif hello is not None:
                 self._join(stream, hello)
+
+    async def _begin(self, first: bytes, session: Session) -> Assembler[Payload]:
+        """Makes room for a message whose first chunk this is."""
+        if session.state is not State.BUSY:
+            raise BreachError("unexpected chunk: only an answer may be so large")
+        total, _ = read_chunk(first)
+        room = await self._spool.room(total) if 0 < total <= MAX_MESSAGE_SIZE else None
+        return Assembler(lambda size: room or in_memory(size))
 
     def _join(self, stream: Stream, hello: stream_pb2.Hello) -> None:
         stream.hello = hello
@@ -163,14 +182,18 @@ class Servicer:
         await context.abort(code, text)
 
 
-def _add(data: bytes, assembler: Assembler, session: Session) -> bytes | None:
-    """Adds a chunk; returns the whole message if it was the last."""
-    if session.state is not State.BUSY:
-        raise BreachError("unexpected chunk: only an answer may be so large")
-    whole = assembler.add(_parse(data).chunk)
-    if whole is not None and kind_of(whole) not in (Kind.RESULT, Kind.FAILURE):
+def _add(data: bytes, assembler: Assembler[Payload]) -> tuple[Payload, Kind] | None:
+    """Adds a chunk; returns the whole message and its kind if it was the last."""
+    try:
+        whole = assembler.add(*read_chunk(data))
+    except NoRoomError as error:
+        return failure(stream_pb2.Failure.RESOURCE_EXHAUSTED, str(error)).SerializeToString(), Kind.FAILURE
+    if whole is None:
+        return None
+    kind = kind_of(whole.head(), len(whole)) if isinstance(whole, Blob) else kind_of(bytes(whole))
+    if kind not in (Kind.RESULT, Kind.FAILURE):
         raise MalformedMessageError("only a result or a failure may come in chunks")
-    return whole
+    return whole, kind
 
 
 def _hello(data: bytes) -> stream_pb2.Hello:
@@ -187,6 +210,21 @@ def _parse(data: bytes) -> stream_pb2.ParticipantMessage:
         raise MalformedMessageError(f"a message of {len(data)} bytes that is no ParticipantMessage") from None
 
 
-def pieces(payload: bytes) -> list[bytes]:
-    """What to write to a stream for this instruction: itself, or the chunks it is split into."""
-    return [payload] if len(payload) <= CHUNK_SIZE else split(payload, stream_pb2.ServerMessage)
+def pieces(payload: Payload) -> Pieces:
+    """What to write to a stream for this instruction."""
+    return Pieces(view_of(payload), stream_pb2.ServerMessage)
+
+
+def checked(answer: Payload, kind: Kind) -> Payload:
+    """The answer, or a failure in its place if it can't be read: what reaches a caller always can."""
+    size = len(answer)
+    try:
+        if kind is Kind.RESULT:
+            check_result(view_of(answer))
+        elif kind is Kind.FAILURE:
+            answer = bytes(view_of(answer)) if len(answer) < OWN_FRAME else b"\xff"  # larger than any text
+            _parse(answer)
+    except MalformedMessageError:
+        text = f"its answer of {size} bytes is not a valid ParticipantMessage"
+        return failure(stream_pb2.Failure.UNSPECIFIED, text).SerializeToString()
+    return answer

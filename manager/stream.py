@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -16,6 +18,9 @@ import grpc.aio
 from manager.members import printable
 from manager.session import Session, State
 from protos import link_pb2, stream_pb2
+
+if TYPE_CHECKING:
+    from manager.batch import Batch
 
 EndReason = link_pb2.EndReason
 
@@ -31,20 +36,35 @@ WRITE_TIMEOUT = 2.0
 _CANCEL = stream_pb2.ServerMessage(cancel=stream_pb2.Cancel()).SerializeToString()
 
 
+class Wave:
+    """The answers to one broadcast that are still to come."""
+
+    __slots__ = ("hurry", "left")
+
+    def __init__(self, *, hurry: bool) -> None:
+        self.hurry = hurry  # whether each is waited for, not only all of them
+        self.left = 0
+
+
 class Stream:
     """Made by the coroutine that serves the stream."""
 
     __slots__ = (
         "_context",
         "_outbox",
+        "_stopped",
         "_task",
         "_writer",
+        "batch",
+        "folding",
         "hello",
         "id",
+        "over",
         "peer",
         "session",
         "tag",
         "verdict",
+        "wave",
     )
 
     def __init__(self, id: int, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
@@ -53,11 +73,17 @@ class Stream:
         self.hello: stream_pb2.Hello | None = None
         self.peer = context.peer()
         self.tag = 0  # of the instruction in flight
+        self.wave: Wave | None = None  # of the broadcast that it has been sent
+        # folding.py's:
+        self.batch: Batch | None = None  # that the answer belongs to
+        self.folding: Batch | None = None  # in which the answer is being folded in
+        self.over: EndReason.ValueType | None = None  # how it ended meanwhile
         self.verdict: Verdict | None = None
         self._context = context
         self._task = asyncio.current_task()
-        self._outbox: deque[bytes] = deque()
+        self._outbox: deque[Iterable[bytes]] = deque()
         self._writer: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def __str__(self) -> str:
         if self.hello is not None and self.hello.participant_id:
@@ -68,7 +94,7 @@ class Stream:
     def busy(self) -> bool:
         return self.session.state is State.BUSY
 
-    def instruct(self, tag: int, pieces: list[bytes]) -> bool:
+    def instruct(self, tag: int, pieces: Iterable[bytes]) -> bool:
         """Sends an instruction (whole, or in chunks). False if the participant isn't idle."""
         if not self.session.instructed():
             return False
@@ -99,6 +125,7 @@ class Stream:
 
         gRPC can't send a stream's status while a message is still being sent.
         """
+        self._stopped = True
         self._outbox.clear()
         if self._writer is not None:
             await asyncio.wait([self._writer], timeout=WRITE_TIMEOUT)
@@ -106,19 +133,24 @@ class Stream:
 
     def close(self) -> None:
         """The stream is over: nothing more is written."""
+        self._stopped = True
         self._outbox.clear()
         if self._writer is not None:
             self._writer.cancel()
 
-    def _write(self, pieces: list[bytes]) -> None:
-        self._outbox.extend(pieces)
+    def _write(self, pieces: Iterable[bytes]) -> None:
+        self._outbox.append(pieces)
         if self._writer is None:
             self._writer = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
         try:
+            write = self._context.write
             while self._outbox:
-                await self._context.write(self._outbox.popleft())
+                for piece in self._outbox.popleft():
+                    await write(piece)
+                    if self._stopped:
+                        return
         except (grpc.aio.AioRpcError, grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError):
             self._outbox.clear()  # the stream is over; its reader sees that too
         finally:

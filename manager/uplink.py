@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from manager.blobs import Payload
 from manager.linkend import Frames, LinkEnd
 from manager.liveness import Liveness
 from protos import link_pb2
-from protos.frames import Buffer
 
 LINK_VERSION = 1
 
@@ -46,11 +46,12 @@ class Greet:
 class Opened:
     """The coordinator said welcome: reports may be sent."""
 
+    welcome: link_pb2.Welcome
+
 
 @dataclass(frozen=True, slots=True)
 class Obey:
     orders: link_pb2.Orders
-    payloads: Sequence[Buffer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Uplink:
         self._hello = [link_pb2.Upward(hello=hello).SerializeToString()]
         self.out.append(self._hello)
 
-    def report(self, report: link_pb2.Report, payloads: Sequence[Buffer]) -> None:
+    def report(self, report: link_pb2.Report, payloads: Sequence[Payload]) -> None:
         """Sends a report; only while the state is OPEN."""
         self._end.send(payloads, report=report)
 
@@ -105,7 +106,11 @@ class Uplink:
         if self.state is State.OPEN:
             self._end.send(goodbye=link_pb2.Goodbye(reason=reason))
 
-    def received(self, message: link_pb2.Downward, payloads: Sequence[Buffer], now: float) -> list[Effect]:
+    def acknowledge(self) -> None:
+        """Acknowledges at once what has been received: the coordinator waits to free memory."""
+        self._end.acknowledge()
+
+    def received(self, message: link_pb2.Downward, now: float) -> list[Effect]:
         if self.state is State.CLOSED:
             return []
         self._coordinator.heard(now)
@@ -125,7 +130,7 @@ class Uplink:
             self.state = State.OPEN
             self._coordinator.limit = welcome.grace_seconds
             self._end.open(welcome.heartbeat_seconds, now)
-            return [Opened()]
+            return [Opened(welcome)]
         if body == "refusal":
             return self._close(f"the coordinator refused this manager: {message.refusal.reason}")
         if self.state is State.GREETING:
@@ -135,7 +140,7 @@ class Uplink:
         if not self._end.received(message, now):
             return []
         if body == "orders":
-            return [Obey(message.orders, payloads)]
+            return [Obey(message.orders)]
         if body == "drain":
             return [Drain(message.drain.grace_seconds)]
         return []

@@ -1,11 +1,22 @@
-"""What this process uses of the machine: its memory, and how eagerly it collects garbage."""
+"""What this process uses of the machine: memory and files, and how eagerly it collects garbage."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
+
+TRIM_INTERVAL = 10.0
+"""Seconds after which a process that has worked gives memory back that it doesn't use any more."""
+
+TRIM_CPU = 0.2
+"""CPU seconds that count as having worked."""
+
+TRIM_SESSIONS = 500
+"""Sessions that have ended, after which it does so at once."""
 
 
 def resident_bytes() -> int:
@@ -32,3 +43,38 @@ def calm_garbage_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+def allow_many_files() -> None:
+    """Lets this process open as many files as the system allows it: each participant takes one."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class Trimmer:
+    """Decides when to give memory back. glibc keeps what large messages and past participants took."""
+
+    def __init__(self, now: float) -> None:
+        self._at = now
+        self._cpu = 0.0
+        self._sessions = 0
+
+    def due(self, now: float, cpu: float, sessions: int) -> bool:
+        """Whether it is time; ``cpu`` are seconds used so far, ``sessions`` those that are open now."""
+        self._sessions = max(self._sessions, sessions)
+        gone = self._sessions - sessions
+        worked = now - self._at >= TRIM_INTERVAL and cpu - self._cpu >= TRIM_CPU
+        if not worked and gone < TRIM_SESSIONS:
+            return False
+        self._at, self._cpu, self._sessions = now, cpu, sessions
+        return True
+
+
+def trim() -> None:
+    """Gives memory back to the system that this process doesn't use any more; does nothing but on glibc."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -17,19 +17,30 @@ from dataclasses import dataclass
 import zmq
 from google.protobuf.message import DecodeError
 
+from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_shared, share, view_of
 from manager.endpoint import Endpoint
 from manager.errors import StartError
+from manager.folding import FOLDING_TIMEOUT, Folding
 from manager.listen import Address
 from manager.reports import Reports
-from manager.servicer import ANONYMOUS, Servicer, pieces
+from manager.servicer import ANONYMOUS, Servicer, checked, pieces
+from manager.shares import Folded, Partial, reduction_of
 from manager.sockets import LinkSocket
-from manager.stream import OUT_OF_STEP, REPLACED, EndReason, Stream
+from manager.stream import OUT_OF_STEP, REPLACED, EndReason, Stream, Wave
 from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
-from manager.usage import calm_garbage_collection, resident_bytes
+from manager.usage import Trimmer, calm_garbage_collection, resident_bytes, trim
 from protos import link_pb2, stream_pb2
-from protos.frames import Buffer, MalformedFramesError, check_orders, unpack
+from protos.chunks import Pieces
+from protos.envelope import Kind
+from protos.frames import Buffer, MalformedFramesError, Shared, check_orders, unpack
+from protos.messages import failure
 
 log = logging.getLogger("muster.worker")
+
+GATHER_INTERVAL = 0.05
+HURRY_INTERVAL = 0.01
+"""Seconds for which answers to a broadcast are gathered, before all are there; the latter where the caller
+looks at each. The coordinator's cost is per report."""
 
 GOODBYE_TIMEOUT = 1.0
 """Seconds that the coordinator gets to acknowledge the last reports."""
@@ -45,20 +56,27 @@ class WorkerSettings:
     listen: Address
     share_port: bool
     orphan_grace: float = 30.0  # seconds to outlive a silent coordinator, and to drain when terminated
+    reducers: tuple[str, ...] = ()  # import paths of custom reducers that may be used
 
 
 class Worker:
-    """Sink of the servicer, subject of the coordinator."""
+    """Sink of the servicer and of the batches, subject of the coordinator."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._servicer = Servicer(self)
+        self._sample = Sample()
+        self._opens_memory = False  # whether this process can open the coordinator's memory …
+        self._shares_memory = False  # … and the other way round
+        self._coordinator_pid = 0
         self._endpoint = Endpoint(self._servicer)
         self._reports = Reports()
+        self._folding = Folding(self, settings.reducers)
         self._uplink = Uplink(grace=settings.orphan_grace, now=time.monotonic())
         self._socket = LinkSocket(zmq.DEALER, self._on_message)
         self._loop = asyncio.get_running_loop()
         self._flush_scheduled = False
+        self._gathering: asyncio.TimerHandle | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._stopped: asyncio.Future[str | None] = self._loop.create_future()
         self._address = settings.listen
@@ -98,14 +116,51 @@ class Worker:
         self._reports.joined(self._join(stream, hello))
         self._schedule_flush()
 
-    def answered(self, stream: Stream, answer: bytes) -> None:
-        self._reports.answered(stream.id, stream.tag, answer)
-        if not self._flush_scheduled:
-            self._schedule_flush()
+    def answered(self, stream: Stream, answer: Payload, kind: Kind) -> None:
+        if stream.batch is None:
+            self._reports.answered(stream.id, stream.tag, checked(answer, kind))
+            if self._ebbs(stream):
+                self._schedule_flush()
+        else:
+            self._folding.answered(stream, answer, kind)
+
+    def _ebbs(self, stream: Stream) -> bool:
+        """Whether the stream's answer should be reported at once: it isn't one of many that come together."""
+        wave, stream.wave = stream.wave, None
+        if wave is None:
+            return True
+        wave.left -= 1
+        if not wave.left:
+            return True
+        if self._gathering is None and not self._flush_scheduled:
+            interval = HURRY_INTERVAL if wave.hurry else GATHER_INTERVAL
+            self._gathering = self._loop.call_later(interval, self._flush)
+        return False
 
     def ended(self, stream: Stream, reason: EndReason.ValueType) -> None:
-        self._reports.ended(stream.id, reason)
+        stream.over = reason
+        self._ebbs(stream)
+        if self._folding.ended(stream):
+            self.ended_late(stream)
+
+    # From batches
+
+    def not_folded(self, stream: Stream, answer: Payload) -> None:
+        self._reports.answered(stream.id, stream.tag, answer)
         self._schedule_flush()
+
+    def folded(self, folded: Folded) -> None:
+        self._reports.folded(folded)
+        self._schedule_flush()
+
+    def partial(self, partial: Partial) -> None:
+        self._reports.partial(partial)
+        self._schedule_flush()
+
+    def ended_late(self, stream: Stream) -> None:
+        if stream.over is not None:
+            self._reports.ended(stream.id, stream.over)
+            self._schedule_flush()
 
     def _join(self, stream: Stream, hello: stream_pb2.Hello) -> link_pb2.Join:
         settings = self._settings
@@ -128,8 +183,13 @@ class Worker:
 
     def _flush(self) -> None:
         self._flush_scheduled = False
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         if self._uplink.state is State.OPEN and self._reports:
             report, payloads = self._reports.take()
+            if payloads and max(map(len, payloads)) >= SHARE_SIZE:
+                payloads = [share(each) if self._shares_memory else view_of(each) for each in payloads]
             self._uplink.report(report, payloads)
         self._transmit()
 
@@ -140,13 +200,18 @@ class Worker:
         out.clear()
 
     async def _beat(self) -> None:
+        trimmer = Trimmer(time.monotonic())
         while True:
             await asyncio.sleep(max(0.0, self._uplink.next_tick() - time.monotonic()))
+            cpu, sessions = time.process_time(), len(self._servicer.streams)
+            if trimmer.due(time.monotonic(), cpu, sessions):
+                trim()
             beat = link_pb2.Heartbeat(
-                cpu_seconds=time.process_time(),
+                cpu_seconds=cpu,
                 rss_bytes=resident_bytes(),
-                sessions=len(self._servicer.streams),
+                sessions=sessions,
                 violations=self._servicer.violations,
+                shares_memory=self._opens_memory,
             )
             self._carry_out(self._uplink.tick(beat, time.monotonic()))
 
@@ -155,22 +220,28 @@ class Worker:
     def _on_message(self, frames: list[Buffer]) -> None:
         try:
             message = link_pb2.Downward.FromString(bytes(frames[0]))
-            payloads = unpack(frames[1:], message.orders.payload_sizes)
+            payloads = unpack(frames[1:], message.orders.payloads)
             check_orders(message.orders)
         except (DecodeError, MalformedFramesError) as error:
             log.warning("ignored a message on the link that can't be read: %s", error)
             return
-        self._carry_out(self._uplink.received(message, payloads, time.monotonic()))
+        self._carry_out(self._uplink.received(message, time.monotonic()), payloads)
 
-    def _carry_out(self, effects: list[Effect]) -> None:
+    def _carry_out(self, effects: list[Effect], payloads: Sequence[Buffer | Shared] = ()) -> None:
         for effect in effects:
             match effect:
-                case Obey():
-                    self._obey(effect.orders, effect.payloads)
+                case Obey(orders):
+                    self._obey(orders, [self._opened(payload) for payload in payloads])
+                    if orders.payloads.shared:
+                        self._uplink.acknowledge()  # the coordinator keeps the memory until then
                 case Greet():
                     self._reports.clear()
+                    self._folding.forget()
                     self._uplink.hello(self._hello())
-                case Opened():
+                case Opened(welcome):
+                    self._shares_memory = welcome.shares_memory
+                    self._opens_memory = can_open(welcome.memory)
+                    self._coordinator_pid = welcome.memory.pid
                     self._schedule_flush()
                 case Drain():
                     self._finish(effect.grace, None)
@@ -184,6 +255,7 @@ class Worker:
             incarnation=self._settings.incarnation,
             pid=os.getpid(),
             address=str(self._address),
+            memory=self._sample.message(),
             sessions=[
                 self._join(stream, stream.hello)
                 for stream in self._servicer.streams.values()
@@ -191,22 +263,68 @@ class Worker:
             ],
         )
 
-    def _obey(self, orders: link_pb2.Orders, payloads: Sequence[Buffer]) -> None:
+    def _opened(self, payload: Buffer | Shared) -> Payload | None:
+        if not isinstance(payload, Shared):
+            return payload
+        try:
+            return open_shared(self._coordinator_pid, payload)
+        except OSError as error:
+            log.error("can't open an instruction in the coordinator's memory: %s", error)
+            return None
+
+    def _obey(self, orders: link_pb2.Orders, payloads: Sequence[Payload | None]) -> None:
         streams = self._servicer.streams
-        to_write = [pieces(bytes(payload)) for payload in payloads]
+        to_write = [None if payload is None else pieces(payload) for payload in payloads]
         for session, tag, index in zip(
             orders.instruct_sessions, orders.instruct_tags, orders.instruct_payloads, strict=True
         ):
             stream = streams.get(session)  # one that has ended is being reported as such
-            if stream is not None and not stream.instruct(tag, to_write[index]):
-                log.error("was told to instruct %s, which is busy", stream)
-                stream.end(OUT_OF_STEP)  # so that the call ends, too
+            if stream is not None:
+                self._instruct(stream, tag, to_write[index])
+        for broadcast in orders.broadcasts:
+            self._broadcast(broadcast, to_write[broadcast.payload])
         for session, tag in zip(orders.cancel_sessions, orders.cancel_tags, strict=True):
             if (stream := streams.get(session)) is not None:
                 stream.cancel(tag)
+        for batch in orders.close_batches:
+            self._folding.close(batch)
         for session in orders.end_sessions:
             if (stream := streams.get(session)) is not None:
                 stream.end(REPLACED)
+
+    def _broadcast(self, broadcast: link_pb2.Broadcast, to_write: Pieces | None) -> None:
+        streams, tag, batch = self._servicer.streams, broadcast.tag, None
+        if broadcast.batch:
+            try:
+                batch = self._folding.batch(broadcast.batch, reduction_of(broadcast.reduction))
+            except ValueError as error:  # nobody need work for a reducer that can't be
+                refusal = failure(stream_pb2.Failure.UNSPECIFIED, str(error)).SerializeToString()
+                for session in broadcast.sessions:
+                    self._reports.answered(session, tag, refusal)
+                self._schedule_flush()
+                return
+        all_there, wave = True, Wave(hurry=broadcast.hurry)
+        for session in broadcast.sessions:
+            stream = streams.get(session)
+            if stream is None or not self._instruct(stream, tag, to_write):
+                all_there = False
+            elif batch is not None:
+                self._folding.instructed(batch, stream)
+            else:
+                stream.wave = wave
+                wave.left += 1
+        if batch is not None:
+            self._folding.sent(batch, tag, all_there=all_there, hurry=broadcast.hurry)
+
+    def _instruct(self, stream: Stream, tag: int, to_write: Pieces | None) -> bool:
+        if to_write is None:
+            stream.end(OUT_OF_STEP)  # so that the call ends, too
+        elif stream.instruct(tag, to_write):
+            return True
+        else:
+            log.error("was told to instruct %s, which is busy", stream)
+            stream.end(OUT_OF_STEP)
+        return False
 
     # The end
 
@@ -219,6 +337,7 @@ class Worker:
     async def _drain(self, grace: float, reason: str | None) -> None:
         """Lets participants finish and sends them elsewhere, tells the coordinator, and ends the worker."""
         await self._endpoint.drain(grace)
+        await self._folding.finish(FOLDING_TIMEOUT)
         self._flush()
         self._uplink.goodbye("drained")
         self._transmit()

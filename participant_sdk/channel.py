@@ -10,7 +10,7 @@ from typing import Final
 
 import grpc.aio
 
-from protos.envelope import MAX_FRAME_SIZE
+from protos.chunks import MAX_FRAME_SIZE
 
 CONNECT: Final = "/muster.stream.v1.ParticipantManager/Connect"
 

@@ -35,7 +35,7 @@ class Connection:
         self._spoke = self._left = False
 
     async def __aenter__(self) -> Self:
-        self._stream = Stream(self.address)
+        self._stream = Stream(self.address, slicing=False)
         return self
 
     async def __aexit__(
@@ -61,7 +61,7 @@ class Connection:
         Raises Reconnect where the coordinator asks for that, and else the ParticipantError that says how the
         stream ended: ConnectionClosed, ConnectionLost, ProtocolError, Rejected. Cancelling it loses nothing.
         """
-        message = await self._open_stream().read()
+        message = (await self._open_stream().read()).message
         if message.WhichOneof("kind") == "reconnect":
             raise Reconnect(message.reconnect.delay_seconds, message.reconnect.address or self.address)
         return message

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from participant_sdk.instruction import Instruction, Result, Returned
 from protos import stream_pb2
 from protos.messages import ScalarError, failure
+from protos.sliced import ReceivedMessage
 from protos.tensors import TensorError
 
 log = logging.getLogger("muster.participant")
@@ -42,7 +43,7 @@ class Handlers:
         self._by_name[name] = handler
 
     def find(self, message: stream_pb2.ServerMessage) -> Handler | bytes:
-        """The handler of the message, or the answer to it where there is none."""
+        """The handler of the message, or the answer to it where there is none. Bulk doesn't matter."""
         kind = message.WhichOneof("kind")
         if kind is None and message.ByteSize():
             return _failed(_Code.INVALID_INSTRUCTION, "a message of a kind that this participant can't read")
@@ -64,8 +65,11 @@ def is_async(handler: Handler) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
 
 
-def answer(handler: Handler, message: stream_pb2.ServerMessage, cancelled: threading.Event) -> bytes:
-    """Carries the message out with a plain function; returns the serialised answer. Never raises."""
+def answer(handler: Handler, message: ReceivedMessage, cancelled: threading.Event) -> bytes | memoryview:
+    """Carries the message out with a plain function; returns the serialised answer. Never raises.
+
+    Whatever is large in the message is the handler's alone: it is freed when that lets go of it.
+    """
     try:
         returned = handler(_read(message, cancelled))
         if inspect.iscoroutine(returned):
@@ -76,8 +80,8 @@ def answer(handler: Handler, message: stream_pb2.ServerMessage, cancelled: threa
 
 
 async def answer_async(
-    handler: Handler, message: stream_pb2.ServerMessage, cancelled: threading.Event
-) -> bytes:
+    handler: Handler, message: ReceivedMessage, cancelled: threading.Event
+) -> bytes | memoryview:
     """The same with a coroutine function."""
     try:
         returned: Any = handler(_read(message, cancelled))
@@ -95,36 +99,35 @@ class _UndecodableError(Exception):
     pass
 
 
-def _read(message: stream_pb2.ServerMessage, cancelled: threading.Event) -> Instruction:
+def _read(message: ReceivedMessage, cancelled: threading.Event) -> Instruction:
     try:
-        return Instruction.from_message(message.instruction, cancelled)
+        return Instruction.from_message(message, cancelled)
     except (TensorError, ScalarError) as error:
         raise _UndecodableError(str(error)) from error
 
 
-def _serialised(returned: object) -> bytes:
+def _serialised(returned: object) -> bytes | memoryview:
     match returned:
         case None:
             return b""
         case Result():
-            message = returned.to_message()
+            return returned.encode()
         case stream_pb2.ParticipantMessage():
-            message = returned
-            kind = message.WhichOneof("kind")
+            kind = returned.WhichOneof("kind")
             if kind not in (None, "result", "failure"):
                 raise TypeError(f"a handler may return a result or a failure, not a {kind} message")
+            return returned.SerializeToString()
         case Mapping():
-            message = Result(tensors=returned).to_message()
+            return Result(tensors=returned).encode()
         case _:
             raise TypeError(
                 f"a handler returned {type(returned).__name__}; return a Result, a dict of arrays, "
                 f"a ParticipantMessage or None"
             )
-    return message.SerializeToString()
 
 
-def _failure_of(error: BaseException, message: stream_pb2.ServerMessage, cancelled: threading.Event) -> bytes:
-    name = message.instruction.name
+def _failure_of(error: BaseException, received: ReceivedMessage, cancelled: threading.Event) -> bytes:
+    name = received.message.instruction.name
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, _UndecodableError):
         log.error("can't decode instruction %r: %s", name, error)

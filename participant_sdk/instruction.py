@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from protos import messages, stream_pb2
 from protos.messages import Plain, Tensors
-from protos.tensors import to_arrays
+from protos.sliced import ReceivedMessage, encode_result
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +19,8 @@ class Instruction:
     """What the caller wants done.
 
     ``config`` holds plain values by name. ``tensors`` holds arrays by name; they are **read-only** and share
-    the message's memory (``array.copy()`` to change one). bfloat16 comes as float32.
+    the message's memory, which lives as long as any of them (``array.copy()`` to change or to keep one).
+    bfloat16 comes as float32. ``payload`` is a copy: what is very large had better come as a tensor.
 
     ``cancelled`` is set when the answer is wanted no more: the caller gave up, the stream is lost, or this
     participant is being stopped. A handler that works for long should look at ``cancelled.is_set()`` now and
@@ -33,13 +34,15 @@ class Instruction:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
-    def from_message(cls, message: stream_pb2.Instruction, cancelled: threading.Event) -> Instruction:
-        """Raises TensorError or ScalarError for what can't be decoded."""
+    def from_message(cls, received: ReceivedMessage, cancelled: threading.Event) -> Instruction:
+        """Takes its bulk from the message. Raises TensorError or ScalarError for what can't be decoded."""
+        message = received.message.instruction
+        tensors, payload = received.take_bulk()
         return cls(
             name=message.name,
             config=messages.from_scalars(message.config),
-            tensors=to_arrays(message.tensors),
-            payload=message.payload,
+            tensors=tensors,
+            payload=payload,
             cancelled=cancelled,
         )
 
@@ -60,9 +63,9 @@ class Result:
     payload: bytes = b""
     status: str = ""
 
-    def to_message(self) -> stream_pb2.ParticipantMessage:
-        """Raises TensorError or ScalarError for what can't be sent."""
-        return messages.result(
+    def encode(self) -> bytes | memoryview:
+        """The serialised message. Raises TensorError or ScalarError for what can't be sent."""
+        return encode_result(
             tensors=self.tensors,
             metrics=self.metrics,
             weight=self.weight,

@@ -30,6 +30,7 @@ from participant_sdk.address import check_address
 from participant_sdk.backoff import Backoff
 from participant_sdk.errors import AddressError, ParticipantError, ProtocolError, Rejected
 from protos import stream_pb2
+from protos.sliced import ReceivedMessage
 
 LASTED: Final = 10.0
 """Seconds that a stream must have lasted for its end not to count as one more failed attempt, unless it
@@ -51,14 +52,14 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    message: stream_pb2.ServerMessage
+    received: ReceivedMessage
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
     """The handler has returned; ``data`` is the serialised answer."""
 
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Connect:
 class Perform:
     """Give the message to its handler; Answered must follow."""
 
-    message: stream_pb2.ServerMessage
+    received: ReceivedMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +159,9 @@ class Lifecycle:
             case State.WAITING, Due():
                 self.state, self._connected_at, self._useful = State.IDLE, now, False
                 return [Connect(self._address)]
-            case ((State.IDLE | State.BUSY), Received(message)):
+            case ((State.IDLE | State.BUSY), Received(received)):
                 self._useful = True
-                return self._received(message, now)
+                return self._received(received, now)
             case State.BUSY, Answered(data):
                 if self._then is None:
                     self.state = State.IDLE
@@ -179,7 +180,8 @@ class Lifecycle:
                 return self._stop()
         raise RuntimeError(f"{type(event).__name__} can't happen to a participant that is {self.state.name}")
 
-    def _received(self, message: stream_pb2.ServerMessage, now: float) -> list[Effect]:
+    def _received(self, received: ReceivedMessage, now: float) -> list[Effect]:
+        message = received.message
         kind = message.WhichOneof("kind")
         busy = self.state is State.BUSY
         if kind == "cancel":
@@ -197,7 +199,7 @@ class Lifecycle:
             self.state = State.ORPHANED
             return [Leave(f"the coordinator {breach}"), Abort()]
         self.state = State.BUSY
-        return [Perform(message)]
+        return [Perform(received)]
 
     def _stop(self) -> list[Effect]:
         finish = Finish(None)

@@ -72,30 +72,33 @@ class Runner:
     async def run(self) -> None:
         """Returns after a stop; raises the ParticipantError that made it give up."""
         self._events.put_nowait(Due())
-        finished = False
+        finish: Finish | None = None
         try:
-            while True:
-                event = await self._events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                if isinstance(event, Stop) and self._work is not None:
-                    self._log(logging.INFO, f"stopping once the handler of {self._work.name!r} has returned")
-                for effect in self._lifecycle.handle(event, self._loop.time()):
-                    if isinstance(effect, Finish):
-                        finished = True
-                        if effect.error is not None:
-                            raise effect.error
-                        return
-                    self._carry_out(effect)
+            while finish is None:
+                finish = self._handle(await self._events.get())
+            if finish.error is not None:
+                raise finish.error
         finally:
-            await self._clean_up(wait_for_thread=finished)
+            await self._clean_up(wait_for_thread=finish is not None)
+
+    # A method of its own, so that no event, which may be of any size, lives until the next one comes.
+    def _handle(self, event: Event | BaseException) -> Finish | None:
+        if isinstance(event, BaseException):
+            raise event
+        if isinstance(event, Stop) and self._work is not None:
+            self._log(logging.INFO, f"stopping once the handler of {self._work.name!r} has returned")
+        for effect in self._lifecycle.handle(event, self._loop.time()):
+            if isinstance(effect, Finish):
+                return effect
+            self._carry_out(effect)
+        return None
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Connect(address):
                 self._conversation = self._spawn(self._converse(address, self._conversation))
-            case Perform(message):
-                self._work = Work(message, self._handlers, self._thread)
+            case Perform(received):
+                self._work = Work(received, self._handlers, self._thread)
                 self._spawn(self._perform(self._work))
             case Abort() if self._work is not None:
                 self._work.abort()
@@ -110,7 +113,7 @@ class Runner:
     async def _converse(self, address: str, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:
             await asyncio.wait([previous])
-        stream = Stream(address)
+        stream = Stream(address, slicing=True)
         connected = False
         try:
             await stream.connected()

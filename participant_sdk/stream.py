@@ -1,6 +1,6 @@
 """One stream to a coordinator, as whole messages: the asyncio shell around a gRPC call.
 
-Joins and splits chunks (protos.envelope), turns the stream's end into an error (status.py), and says
+Joins and splits chunks (protos.chunks), turns the stream's end into an error (status.py), and says
 goodbye. Whose turn it is to speak is decided elsewhere: by the user of a Connection, or by lifecycle.py.
 """
 
@@ -19,13 +19,18 @@ from participant_sdk.channel import CONNECT, _channel
 from participant_sdk.errors import ConnectionClosed, ParticipantError, ProtocolError
 from participant_sdk.status import error_of
 from protos import stream_pb2
-from protos.envelope import Assembler, MalformedMessageError, split
+from protos.chunks import Assembler, Pieces, in_memory, in_one_buffer, read_chunk
+from protos.envelope import MalformedMessageError
+from protos.sliced import ReceivedMessage
 
 LEAVE_TIMEOUT: Final = 3.0
 """Seconds that a goodbye may take before the stream is cut off."""
 
 _VERDICT_TIMEOUT: Final = 1.0
 _MASKED: Final = "Internal error from Core"
+
+_CHUNK: Final = bytes([stream_pb2.ServerMessage.CHUNK_FIELD_NUMBER << 3 | 2])
+"""What a chunk begins with (PROTOCOL.md A.2)."""
 
 _GRPC_ERRORS: Final = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
 
@@ -37,17 +42,20 @@ class Stream:
 
     Reading and writing may go on at the same time. Both may be cancelled without harm: the message is read or
     written to its end all the same, and the next call goes on from there.
+
+    With ``slicing``, a message that comes in chunks keeps its bulk in the memory that it is received in; else
+    it is parsed.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, slicing: bool) -> None:
         self.address = address
         self._channel = _channel(address)
         self._call: grpc.aio.StreamStreamCall[bytes, bytes] = self._channel.stream_stream(CONNECT)()
         self._status: asyncio.Future[tuple[grpc.StatusCode, str]] = asyncio.get_running_loop().create_future()
         self._call.add_done_callback(self._note_status)
-        self._assembler = Assembler()
+        self._assembler: Assembler[bytes | memoryview] = Assembler(in_one_buffer if slicing else in_memory)
         self._turn_to_write = asyncio.Lock()
-        self._reading: asyncio.Task[stream_pb2.ServerMessage] | None = None
+        self._reading: asyncio.Task[ReceivedMessage] | None = None
         self._writing: set[asyncio.Task[None]] = set()
         self._error: ParticipantError | None = None
         self._closed = False
@@ -59,7 +67,7 @@ class Stream:
         except (*_GRPC_ERRORS, asyncio.CancelledError) as error:
             raise await self._end(error) from None
 
-    async def read(self) -> stream_pb2.ServerMessage:
+    async def read(self) -> ReceivedMessage:
         """The next message. Raises a ParticipantError once there will be none any more."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
@@ -70,7 +78,7 @@ class Stream:
             self._reading = None
         return reading.result()
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Sends a serialised ParticipantMessage; returns when it is handed to the network.
 
         Raises a ParticipantError if the stream has ended.
@@ -79,7 +87,7 @@ class Stream:
         await asyncio.wait([writing])
         writing.result()
 
-    def send(self, data: bytes) -> asyncio.Task[None]:
+    def send(self, data: bytes | memoryview) -> asyncio.Task[None]:
         """The same without waiting. Messages go out one after the other, in the order of the calls."""
         writing = asyncio.create_task(self._write(data))
         self._writing.add(writing)
@@ -120,7 +128,7 @@ class Stream:
         while True:
             await self.read()
 
-    async def _read(self) -> stream_pb2.ServerMessage:
+    async def _read(self) -> ReceivedMessage:
         while True:
             if self._error is not None:
                 raise self._error
@@ -134,18 +142,21 @@ class Stream:
             if message is not None:
                 return message
 
-    def _whole(self, frame: bytes) -> stream_pb2.ServerMessage | None:
+    def _whole(self, frame: bytes) -> ReceivedMessage | None:
         try:
-            message = stream_pb2.ServerMessage.FromString(frame)
-            if message.WhichOneof("kind") != "chunk":
-                if self._assembler.partial:
-                    raise MalformedMessageError("another message came between two chunks")
-                return message
-            data = self._assembler.add(message.chunk)
-            if data is None:
-                return None
-            message = stream_pb2.ServerMessage.FromString(data)
-            if message.WhichOneof("kind") == "chunk":
+            if frame.startswith(_CHUNK):
+                data = self._assembler.add(*read_chunk(frame, stream_pb2.ServerMessage))
+                if data is None:
+                    return None
+            elif self._assembler.partial:
+                raise MalformedMessageError("another message came between two chunks")
+            else:
+                data = frame
+            if isinstance(data, memoryview):
+                message = ReceivedMessage.sliced(data)
+            else:
+                message = ReceivedMessage(stream_pb2.ServerMessage.FromString(data))
+            if message.message.WhichOneof("kind") == "chunk":
                 raise MalformedMessageError("chunks within chunks")
         except (MalformedMessageError, DecodeError) as error:
             self._error = ProtocolError(
@@ -155,9 +166,9 @@ class Stream:
             raise self._error from error
         return message
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes | memoryview) -> None:
         async with self._turn_to_write:
-            for frame in split(data, stream_pb2.ParticipantMessage):
+            for frame in Pieces(data, stream_pb2.ParticipantMessage):
                 if self._error is not None:
                     raise self._error
                 try:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from participant_sdk import handlers
 from participant_sdk.handlers import Handlers
-from protos import stream_pb2
+from protos.sliced import ReceivedMessage
 
 T = TypeVar("T")
 
@@ -58,30 +58,31 @@ class HandlerThread:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # it would keep the answer until the next one comes
 
 
 class Work:
     """One message being carried out by its handler."""
 
-    def __init__(self, message: stream_pb2.ServerMessage, registry: Handlers, thread: HandlerThread) -> None:
-        self.name = message.instruction.name
-        self._message = message
+    def __init__(self, received: ReceivedMessage, registry: Handlers, thread: HandlerThread) -> None:
+        self.name = received.message.instruction.name
+        self._received = received
         self._registry = registry
         self._thread = thread
         self._cancelled = threading.Event()
-        self._task: asyncio.Task[bytes] | None = None
+        self._task: asyncio.Task[bytes | memoryview] | None = None
 
-    async def answer(self) -> bytes:
+    async def answer(self) -> bytes | memoryview:
         """The serialised answer, in the end: it never raises."""
-        handler = self._registry.find(self._message)
+        handler = self._registry.find(self._received.message)
         if isinstance(handler, bytes):
             return handler
         if self._cancelled.is_set():
             return handlers.cancelled_before_it_began()
         if not handlers.is_async(handler):
-            return await self._thread.run(handlers.answer, handler, self._message, self._cancelled)
+            return await self._thread.run(handlers.answer, handler, self._received, self._cancelled)
         self._task = asyncio.create_task(
-            handlers.answer_async(handler, self._message, self._cancelled), name=f"handler of {self.name!r}"
+            handlers.answer_async(handler, self._received, self._cancelled), name=f"handler of {self.name!r}"
         )
         await asyncio.wait([self._task])
         return handlers.cancelled_before_it_began() if self._task.cancelled() else self._task.result()

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from protos import link_pb2 as protos_dot_link__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/control.proto\x12\x11muster.control.v1\"\x0f\n\rStatusRequest\"\xc8\x02\n\x06Status\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06listen\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x05 \x01(\x01\x12\x14\n\x0cparticipants\x18\x06 \x01(\x04\x12\x0c\n\x04\x62usy\x18\x07 \x01(\x04\x12\x0e\n\x06leased\x18\x08 \x01(\x04\x12\x0f\n\x07waiting\x18\t \x01(\x04\x12\x10\n\x08\x61ttached\x18\n \x01(\x04\x12\r\n\x05\x63\x61lls\x18\x0b \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x0c \x01(\x01\x12\x11\n\trss_bytes\x18\r \x01(\x04\x12-\n\x08\x63ounters\x18\x0e \x01(\x0b\x32\x1b.muster.control.v1.Counters\x12*\n\x07workers\x18\x0f \x03(\x0b\x32\x19.muster.control.v1.Worker\"o\n\x08\x43ounters\x12\x0f\n\x07results\x18\x01 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x02 \x01(\x04\x12\x0c\n\x04lost\x18\x03 \x01(\x04\x12\x11\n\ttimed_out\x18\x04 \x01(\x04\x12\x11\n\tcancelled\x18\x05 \x01(\x04\x12\x0c\n\x04late\x18\x06 \x01(\x04\"\xc6\x01\n\x06Worker\x12\r\n\x05index\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\r\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x14\n\x0cparticipants\x18\x06 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x07 \x01(\x01\x12\x11\n\trss_bytes\x18\x08 \x01(\x04\x12\x12\n\nviolations\x18\t \x01(\x04\x12\x19\n\x11heard_seconds_ago\x18\n \x01(\x01\"\x8d\x01\n\x17ListParticipantsRequest\x12\x44\n\x05where\x18\x01 \x03(\x0b\x32\x35.muster.control.v1.ListParticipantsRequest.WhereEntry\x1a,\n\nWhereEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x0fParticipantPage\x12\x34\n\x0cparticipants\x18\x01 \x03(\x0b\x32\x1e.muster.control.v1.Participant\"\xf4\x01\n\x0bParticipant\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\n\n\x02id\x18\x02 \x01(\t\x12\x42\n\nattributes\x18\x03 \x03(\x0b\x32..muster.control.v1.Participant.AttributesEntry\x12\x0e\n\x06worker\x18\x04 \x01(\r\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12\x0c\n\x04\x62usy\x18\x06 \x01(\x08\x12\x0e\n\x06leased\x18\x07 \x01(\x08\x12\x19\n\x11\x63onnected_seconds\x18\x08 \x01(\x01\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xae\x01\n\x0b\x43lientBatch\x12\x0f\n\x07version\x18\x01 \x01(\r\x12,\n\x08\x61\x63quires\x18\x02 \x03(\x0b\x32\x1a.muster.control.v1.Acquire\x12\x10\n\x08\x61\x62\x61ndons\x18\x03 \x03(\x04\x12\x10\n\x08releases\x18\x04 \x03(\x04\x12+\n\x05\x63\x61lls\x18\x05 \x03(\x0b\x32\x1c.muster.control.v1.StartCall\x12\x0f\n\x07\x63\x61ncels\x18\x06 \x03(\x04\"\x88\x02\n\x07\x41\x63quire\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x18\n\x10min_participants\x18\x02 \x01(\x04\x12\x1d\n\x10max_participants\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x34\n\x05where\x18\x04 \x03(\x0b\x32%.muster.control.v1.Acquire.WhereEntry\x12\x1c\n\x0ftimeout_seconds\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05lease\x18\x06 \x01(\x08\x1a,\n\nWhereEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x13\n\x11_max_participantsB\x12\n\x10_timeout_seconds\"\x91\x01\n\tStartCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x14\n\x0cparticipants\x18\x02 \x03(\x04\x12\x10\n\x08payloads\x18\x03 \x03(\x0c\x12\x1c\n\x0ftimeout_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06quorum\x18\x05 \x01(\x04H\x01\x88\x01\x01\x42\x12\n\x10_timeout_secondsB\t\n\x07_quorum\"\xb8\x01\n\x0bServerBatch\x12\x0f\n\x07version\x18\x01 \x01(\r\x12+\n\x07granted\x18\x02 \x03(\x0b\x32\x1a.muster.control.v1.Granted\x12\x30\n\nnot_enough\x18\x03 \x03(\x0b\x32\x1c.muster.control.v1.NotEnough\x12+\n\x07settled\x18\x04 \x03(\x0b\x32\x1a.muster.control.v1.Settled\x12\x0c\n\x04gone\x18\x05 \x03(\x04\"K\n\x07Granted\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x34\n\x0cparticipants\x18\x02 \x03(\x0b\x32\x1e.muster.control.v1.Participant\"\xda\x01\n\tNotEnough\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08matching\x18\x02 \x01(\x04\x12N\n\x12matching_by_worker\x18\x03 \x03(\x0b\x32\x32.muster.control.v1.NotEnough.MatchingByWorkerEntry\x12\x0e\n\x06pooled\x18\x04 \x01(\x04\x12\x16\n\x0ewaited_seconds\x18\x05 \x01(\x01\x1a\x37\n\x15MatchingByWorkerEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"c\n\x07Settled\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12+\n\x07outcome\x18\x03 \x01(\x0e\x32\x1a.muster.control.v1.Outcome\x12\x0e\n\x06\x61nswer\x18\x04 \x01(\x0c*J\n\x07Outcome\x12\n\n\x06RESULT\x10\x00\x12\x0b\n\x07\x46\x41ILURE\x10\x01\x12\x08\n\x04LOST\x10\x02\x12\r\n\tTIMED_OUT\x10\x03\x12\r\n\tCANCELLED\x10\x04\x32\x87\x02\n\x07\x43ontrol\x12H\n\tGetStatus\x12 .muster.control.v1.StatusRequest\x1a\x19.muster.control.v1.Status\x12\x64\n\x10ListParticipants\x12*.muster.control.v1.ListParticipantsRequest\x1a\".muster.control.v1.ParticipantPage0\x01\x12L\n\x06\x41ttach\x12\x1e.muster.control.v1.ClientBatch\x1a\x1e.muster.control.v1.ServerBatch(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/control.proto\x12\x11muster.control.v1\x1a\x11protos/link.proto\"\x0f\n\rStatusRequest\"\xc8\x02\n\x06Status\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06listen\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x05 \x01(\x01\x12\x14\n\x0cparticipants\x18\x06 \x01(\x04\x12\x0c\n\x04\x62usy\x18\x07 \x01(\x04\x12\x0e\n\x06leased\x18\x08 \x01(\x04\x12\x0f\n\x07waiting\x18\t \x01(\x04\x12\x10\n\x08\x61ttached\x18\n \x01(\x04\x12\r\n\x05\x63\x61lls\x18\x0b \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x0c \x01(\x01\x12\x11\n\trss_bytes\x18\r \x01(\x04\x12-\n\x08\x63ounters\x18\x0e \x01(\x0b\x32\x1b.muster.control.v1.Counters\x12*\n\x07workers\x18\x0f \x03(\x0b\x32\x19.muster.control.v1.Worker\"o\n\x08\x43ounters\x12\x0f\n\x07results\x18\x01 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x02 \x01(\x04\x12\x0c\n\x04lost\x18\x03 \x01(\x04\x12\x11\n\ttimed_out\x18\x04 \x01(\x04\x12\x11\n\tcancelled\x18\x05 \x01(\x04\x12\x0c\n\x04late\x18\x06 \x01(\x04\"\xc6\x01\n\x06Worker\x12\r\n\x05index\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\r\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x14\n\x0cparticipants\x18\x06 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x07 \x01(\x01\x12\x11\n\trss_bytes\x18\x08 \x01(\x04\x12\x12\n\nviolations\x18\t \x01(\x04\x12\x19\n\x11heard_seconds_ago\x18\n \x01(\x01\"\x8d\x01\n\x17ListParticipantsRequest\x12\x44\n\x05where\x18\x01 \x03(\x0b\x32\x35.muster.control.v1.ListParticipantsRequest.WhereEntry\x1a,\n\nWhereEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x0fParticipantPage\x12\x34\n\x0cparticipants\x18\x01 \x03(\x0b\x32\x1e.muster.control.v1.Participant\"\xf4\x01\n\x0bParticipant\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\n\n\x02id\x18\x02 \x01(\t\x12\x42\n\nattributes\x18\x03 \x03(\x0b\x32..muster.control.v1.Participant.AttributesEntry\x12\x0e\n\x06worker\x18\x04 \x01(\r\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12\x0c\n\x04\x62usy\x18\x06 \x01(\x08\x12\x0e\n\x06leased\x18\x07 \x01(\x08\x12\x19\n\x11\x63onnected_seconds\x18\x08 \x01(\x01\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfd\x01\n\x0b\x43lientBatch\x12\x0f\n\x07version\x18\x01 \x01(\r\x12,\n\x08\x61\x63quires\x18\x02 \x03(\x0b\x32\x1a.muster.control.v1.Acquire\x12\x10\n\x08\x61\x62\x61ndons\x18\x03 \x03(\x04\x12\x10\n\x08releases\x18\x04 \x03(\x04\x12+\n\x05\x63\x61lls\x18\x05 \x03(\x0b\x32\x1c.muster.control.v1.StartCall\x12\x0f\n\x07\x63\x61ncels\x18\x06 \x03(\x04\x12&\n\x06memory\x18\x07 \x01(\x0b\x32\x16.muster.link.v1.Memory\x12\x15\n\rshares_memory\x18\x08 \x01(\x08\x12\x0e\n\x06opened\x18\t \x03(\r\"\x88\x02\n\x07\x41\x63quire\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x18\n\x10min_participants\x18\x02 \x01(\x04\x12\x1d\n\x10max_participants\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x34\n\x05where\x18\x04 \x03(\x0b\x32%.muster.control.v1.Acquire.WhereEntry\x12\x1c\n\x0ftimeout_seconds\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05lease\x18\x06 \x01(\x08\x1a,\n\nWhereEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x13\n\x11_max_participantsB\x12\n\x10_timeout_seconds\"\xdb\x01\n\tStartCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x14\n\x0cparticipants\x18\x02 \x03(\x04\x12,\n\x08payloads\x18\x03 \x03(\x0b\x32\x1a.muster.control.v1.Payload\x12\x1c\n\x0ftimeout_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06quorum\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12,\n\treduction\x18\x06 \x01(\x0b\x32\x19.muster.link.v1.ReductionB\x12\n\x10_timeout_secondsB\t\n\x07_quorum\"9\n\x07Payload\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x12\n\ndescriptor\x18\x03 \x01(\r\"\xd0\x02\n\x0bServerBatch\x12\x0f\n\x07version\x18\x01 \x01(\r\x12+\n\x07granted\x18\x02 \x03(\x0b\x32\x1a.muster.control.v1.Granted\x12\x30\n\nnot_enough\x18\x03 \x03(\x0b\x32\x1c.muster.control.v1.NotEnough\x12-\n\x08\x61\x64vanced\x18\x04 \x03(\x0b\x32\x1b.muster.control.v1.Advanced\x12(\n\x06states\x18\x05 \x03(\x0b\x32\x18.muster.control.v1.State\x12+\n\x07settled\x18\x06 \x03(\x0b\x32\x1a.muster.control.v1.Settled\x12\x0c\n\x04gone\x18\x07 \x03(\x04\x12\x15\n\rshares_memory\x18\x08 \x01(\x08\x12&\n\x06memory\x18\t \x01(\x0b\x32\x16.muster.link.v1.Memory\"K\n\x07Granted\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x34\n\x0cparticipants\x18\x02 \x03(\x0b\x32\x1e.muster.control.v1.Participant\"\xda\x01\n\tNotEnough\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08matching\x18\x02 \x01(\x04\x12N\n\x12matching_by_worker\x18\x03 \x03(\x0b\x32\x32.muster.control.v1.NotEnough.MatchingByWorkerEntry\x12\x0e\n\x06pooled\x18\x04 \x01(\x04\x12\x16\n\x0ewaited_seconds\x18\x05 \x01(\x01\x1a\x37\n\x15MatchingByWorkerEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"9\n\x08\x41\x64vanced\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x10\n\x08\x61nswered\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"B\n\x05State\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12+\n\x07payload\x18\x02 \x01(\x0b\x32\x1a.muster.control.v1.Payload\"\x83\x01\n\x07Settled\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0f\n\x07indices\x18\x02 \x03(\x04\x12,\n\x08outcomes\x18\x03 \x03(\x0e\x32\x1a.muster.control.v1.Outcome\x12+\n\x07\x61nswers\x18\x04 \x03(\x0b\x32\x1a.muster.control.v1.Payload*J\n\x07Outcome\x12\n\n\x06RESULT\x10\x00\x12\x0b\n\x07\x46\x41ILURE\x10\x01\x12\x08\n\x04LOST\x10\x02\x12\r\n\tTIMED_OUT\x10\x03\x12\r\n\tCANCELLED\x10\x04\x32\x87\x02\n\x07\x43ontrol\x12H\n\tGetStatus\x12 .muster.control.v1.StatusRequest\x1a\x19.muster.control.v1.Status\x12\x64\n\x10ListParticipants\x12*.muster.control.v1.ListParticipantsRequest\x1a\".muster.control.v1.ParticipantPage0\x01\x12L\n\x06\x41ttach\x12\x1e.muster.control.v1.ClientBatch\x1a\x1e.muster.control.v1.ServerBatch(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,44 +40,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACQUIRE_WHEREENTRY']._serialized_options = b'8\001'
   _globals['_NOTENOUGH_MATCHINGBYWORKERENTRY']._loaded_options = None
   _globals['_NOTENOUGH_MATCHINGBYWORKERENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=2347
-  _globals['_OUTCOME']._serialized_end=2421
-  _globals['_STATUSREQUEST']._serialized_start=43
-  _globals['_STATUSREQUEST']._serialized_end=58
-  _globals['_STATUS']._serialized_start=61
-  _globals['_STATUS']._serialized_end=389
-  _globals['_COUNTERS']._serialized_start=391
-  _globals['_COUNTERS']._serialized_end=502
-  _globals['_WORKER']._serialized_start=505
-  _globals['_WORKER']._serialized_end=703
-  _globals['_LISTPARTICIPANTSREQUEST']._serialized_start=706
-  _globals['_LISTPARTICIPANTSREQUEST']._serialized_end=847
-  _globals['_LISTPARTICIPANTSREQUEST_WHEREENTRY']._serialized_start=803
-  _globals['_LISTPARTICIPANTSREQUEST_WHEREENTRY']._serialized_end=847
-  _globals['_PARTICIPANTPAGE']._serialized_start=849
-  _globals['_PARTICIPANTPAGE']._serialized_end=920
-  _globals['_PARTICIPANT']._serialized_start=923
-  _globals['_PARTICIPANT']._serialized_end=1167
-  _globals['_PARTICIPANT_ATTRIBUTESENTRY']._serialized_start=1118
-  _globals['_PARTICIPANT_ATTRIBUTESENTRY']._serialized_end=1167
-  _globals['_CLIENTBATCH']._serialized_start=1170
-  _globals['_CLIENTBATCH']._serialized_end=1344
-  _globals['_ACQUIRE']._serialized_start=1347
-  _globals['_ACQUIRE']._serialized_end=1611
-  _globals['_ACQUIRE_WHEREENTRY']._serialized_start=803
-  _globals['_ACQUIRE_WHEREENTRY']._serialized_end=847
-  _globals['_STARTCALL']._serialized_start=1614
-  _globals['_STARTCALL']._serialized_end=1759
-  _globals['_SERVERBATCH']._serialized_start=1762
-  _globals['_SERVERBATCH']._serialized_end=1946
-  _globals['_GRANTED']._serialized_start=1948
-  _globals['_GRANTED']._serialized_end=2023
-  _globals['_NOTENOUGH']._serialized_start=2026
-  _globals['_NOTENOUGH']._serialized_end=2244
-  _globals['_NOTENOUGH_MATCHINGBYWORKERENTRY']._serialized_start=2189
-  _globals['_NOTENOUGH_MATCHINGBYWORKERENTRY']._serialized_end=2244
-  _globals['_SETTLED']._serialized_start=2246
-  _globals['_SETTLED']._serialized_end=2345
-  _globals['_CONTROL']._serialized_start=2424
-  _globals['_CONTROL']._serialized_end=2687
+  _globals['_OUTCOME']._serialized_start=2890
+  _globals['_OUTCOME']._serialized_end=2964
+  _globals['_STATUSREQUEST']._serialized_start=62
+  _globals['_STATUSREQUEST']._serialized_end=77
+  _globals['_STATUS']._serialized_start=80
+  _globals['_STATUS']._serialized_end=408
+  _globals['_COUNTERS']._serialized_start=410
+  _globals['_COUNTERS']._serialized_end=521
+  _globals['_WORKER']._serialized_start=524
+  _globals['_WORKER']._serialized_end=722
+  _globals['_LISTPARTICIPANTSREQUEST']._serialized_start=725
+  _globals['_LISTPARTICIPANTSREQUEST']._serialized_end=866
+  _globals['_LISTPARTICIPANTSREQUEST_WHEREENTRY']._serialized_start=822
+  _globals['_LISTPARTICIPANTSREQUEST_WHEREENTRY']._serialized_end=866
+  _globals['_PARTICIPANTPAGE']._serialized_start=868
+  _globals['_PARTICIPANTPAGE']._serialized_end=939
+  _globals['_PARTICIPANT']._serialized_start=942
+  _globals['_PARTICIPANT']._serialized_end=1186
+  _globals['_PARTICIPANT_ATTRIBUTESENTRY']._serialized_start=1137
+  _globals['_PARTICIPANT_ATTRIBUTESENTRY']._serialized_end=1186
+  _globals['_CLIENTBATCH']._serialized_start=1189
+  _globals['_CLIENTBATCH']._serialized_end=1442
+  _globals['_ACQUIRE']._serialized_start=1445
+  _globals['_ACQUIRE']._serialized_end=1709
+  _globals['_ACQUIRE_WHEREENTRY']._serialized_start=822
+  _globals['_ACQUIRE_WHEREENTRY']._serialized_end=866
+  _globals['_STARTCALL']._serialized_start=1712
+  _globals['_STARTCALL']._serialized_end=1931
+  _globals['_PAYLOAD']._serialized_start=1933
+  _globals['_PAYLOAD']._serialized_end=1990
+  _globals['_SERVERBATCH']._serialized_start=1993
+  _globals['_SERVERBATCH']._serialized_end=2329
+  _globals['_GRANTED']._serialized_start=2331
+  _globals['_GRANTED']._serialized_end=2406
+  _globals['_NOTENOUGH']._serialized_start=2409
+  _globals['_NOTENOUGH']._serialized_end=2627
+  _globals['_NOTENOUGH_MATCHINGBYWORKERENTRY']._serialized_start=2572
+  _globals['_NOTENOUGH_MATCHINGBYWORKERENTRY']._serialized_end=2627
+  _globals['_ADVANCED']._serialized_start=2629
+  _globals['_ADVANCED']._serialized_end=2686
+  _globals['_STATE']._serialized_start=2688
+  _globals['_STATE']._serialized_end=2754
+  _globals['_SETTLED']._serialized_start=2757
+  _globals['_SETTLED']._serialized_end=2888
+  _globals['_CONTROL']._serialized_start=2967
+  _globals['_CONTROL']._serialized_end=3230
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import protos.link_pb2
 import sys
 import typing
 
@@ -115,7 +116,9 @@ Global___Status: typing_extensions.TypeAlias = Status
 
 @typing.final
 class Counters(google.protobuf.message.Message):
-    """Outcomes so far, one per participant of each call."""
+    """Outcomes so far, one per participant of each call.
+    Outcomes so far, one per participant of each call.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -302,8 +305,13 @@ class ClientBatch(google.protobuf.message.Message):
     RELEASES_FIELD_NUMBER: builtins.int
     CALLS_FIELD_NUMBER: builtins.int
     CANCELS_FIELD_NUMBER: builtins.int
+    MEMORY_FIELD_NUMBER: builtins.int
+    SHARES_MEMORY_FIELD_NUMBER: builtins.int
+    OPENED_FIELD_NUMBER: builtins.int
     version: builtins.int
     """in the first message"""
+    shares_memory: builtins.bool
+    """the client can open the coordinator's memory"""
     @property
     def acquires(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Acquire]: ...
     @property
@@ -320,6 +328,14 @@ class ClientBatch(google.protobuf.message.Message):
     def cancels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """ids of calls"""
 
+    @property
+    def memory(self) -> protos.link_pb2.Memory:
+        """in the first message: of the client, for the coordinator to try"""
+
+    @property
+    def opened(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """the coordinator's descriptors that the client has opened"""
+
     def __init__(
         self,
         *,
@@ -329,8 +345,12 @@ class ClientBatch(google.protobuf.message.Message):
         releases: collections.abc.Iterable[builtins.int] | None = ...,
         calls: collections.abc.Iterable[Global___StartCall] | None = ...,
         cancels: collections.abc.Iterable[builtins.int] | None = ...,
+        memory: protos.link_pb2.Memory | None = ...,
+        shares_memory: builtins.bool = ...,
+        opened: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["abandons", b"abandons", "acquires", b"acquires", "calls", b"calls", "cancels", b"cancels", "releases", b"releases", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["memory", b"memory"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["abandons", b"abandons", "acquires", b"acquires", "calls", b"calls", "cancels", b"cancels", "memory", b"memory", "opened", b"opened", "releases", b"releases", "shares_memory", b"shares_memory", "version", b"version"]) -> None: ...
 
 Global___ClientBatch: typing_extensions.TypeAlias = ClientBatch
 
@@ -396,6 +416,7 @@ class StartCall(google.protobuf.message.Message):
     PAYLOADS_FIELD_NUMBER: builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: builtins.int
     QUORUM_FIELD_NUMBER: builtins.int
+    REDUCTION_FIELD_NUMBER: builtins.int
     id: builtins.int
     timeout_seconds: builtins.float
     quorum: builtins.int
@@ -404,20 +425,25 @@ class StartCall(google.protobuf.message.Message):
         """keys"""
 
     @property
-    def payloads(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+    def payloads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Payload]:
         """serialised ServerMessages: one for all, or one for each"""
+
+    @property
+    def reduction(self) -> protos.link_pb2.Reduction:
+        """if the results are to be folded"""
 
     def __init__(
         self,
         *,
         id: builtins.int = ...,
         participants: collections.abc.Iterable[builtins.int] | None = ...,
-        payloads: collections.abc.Iterable[builtins.bytes] | None = ...,
+        payloads: collections.abc.Iterable[Global___Payload] | None = ...,
         timeout_seconds: builtins.float | None = ...,
         quorum: builtins.int | None = ...,
+        reduction: protos.link_pb2.Reduction | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_quorum", b"_quorum", "_timeout_seconds", b"_timeout_seconds", "quorum", b"quorum", "timeout_seconds", b"timeout_seconds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_quorum", b"_quorum", "_timeout_seconds", b"_timeout_seconds", "id", b"id", "participants", b"participants", "payloads", b"payloads", "quorum", b"quorum", "timeout_seconds", b"timeout_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_quorum", b"_quorum", "_timeout_seconds", b"_timeout_seconds", "quorum", b"quorum", "reduction", b"reduction", "timeout_seconds", b"timeout_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_quorum", b"_quorum", "_timeout_seconds", b"_timeout_seconds", "id", b"id", "participants", b"participants", "payloads", b"payloads", "quorum", b"quorum", "reduction", b"reduction", "timeout_seconds", b"timeout_seconds"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_quorum", b"_quorum"]) -> typing.Literal["quorum"] | None: ...
     @typing.overload
@@ -426,25 +452,66 @@ class StartCall(google.protobuf.message.Message):
 Global___StartCall: typing_extensions.TypeAlias = StartCall
 
 @typing.final
+class Payload(google.protobuf.message.Message):
+    """Bytes, or where they are in the sender's memory. The coordinator keeps its own until the client has said
+    that it has opened them; the client keeps its own until the call has ended.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    DESCRIPTOR_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    size: builtins.int
+    """of what is under the descriptor"""
+    descriptor: builtins.int
+    """0: data has it all"""
+    def __init__(
+        self,
+        *,
+        data: builtins.bytes = ...,
+        size: builtins.int = ...,
+        descriptor: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "descriptor", b"descriptor", "size", b"size"]) -> None: ...
+
+Global___Payload: typing_extensions.TypeAlias = Payload
+
+@typing.final
 class ServerBatch(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: builtins.int
     GRANTED_FIELD_NUMBER: builtins.int
     NOT_ENOUGH_FIELD_NUMBER: builtins.int
+    ADVANCED_FIELD_NUMBER: builtins.int
+    STATES_FIELD_NUMBER: builtins.int
     SETTLED_FIELD_NUMBER: builtins.int
     GONE_FIELD_NUMBER: builtins.int
+    SHARES_MEMORY_FIELD_NUMBER: builtins.int
+    MEMORY_FIELD_NUMBER: builtins.int
     version: builtins.int
     """in the first message"""
+    shares_memory: builtins.bool
+    """in the first message: the coordinator can open the client's memory"""
     @property
     def granted(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Granted]: ...
     @property
     def not_enough(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NotEnough]: ...
     @property
+    def advanced(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Advanced]: ...
+    @property
+    def states(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___State]: ...
+    @property
     def settled(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Settled]: ...
     @property
     def gone(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """keys of participants this client was given, whose session has ended"""
+
+    @property
+    def memory(self) -> protos.link_pb2.Memory:
+        """in the first message: of the coordinator, for the client to try"""
 
     def __init__(
         self,
@@ -452,10 +519,15 @@ class ServerBatch(google.protobuf.message.Message):
         version: builtins.int = ...,
         granted: collections.abc.Iterable[Global___Granted] | None = ...,
         not_enough: collections.abc.Iterable[Global___NotEnough] | None = ...,
+        advanced: collections.abc.Iterable[Global___Advanced] | None = ...,
+        states: collections.abc.Iterable[Global___State] | None = ...,
         settled: collections.abc.Iterable[Global___Settled] | None = ...,
         gone: collections.abc.Iterable[builtins.int] | None = ...,
+        shares_memory: builtins.bool = ...,
+        memory: protos.link_pb2.Memory | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gone", b"gone", "granted", b"granted", "not_enough", b"not_enough", "settled", b"settled", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["memory", b"memory"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advanced", b"advanced", "gone", b"gone", "granted", b"granted", "memory", b"memory", "not_enough", b"not_enough", "settled", b"settled", "shares_memory", b"shares_memory", "states", b"states", "version", b"version"]) -> None: ...
 
 Global___ServerBatch: typing_extensions.TypeAlias = ServerBatch
 
@@ -525,29 +597,79 @@ class NotEnough(google.protobuf.message.Message):
 Global___NotEnough: typing_extensions.TypeAlias = NotEnough
 
 @typing.final
-class Settled(google.protobuf.message.Message):
-    """How the call ended for one participant."""
+class Advanced(google.protobuf.message.Message):
+    """More participants of a reducing call have answered."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CALL_FIELD_NUMBER: builtins.int
-    INDEX_FIELD_NUMBER: builtins.int
-    OUTCOME_FIELD_NUMBER: builtins.int
-    ANSWER_FIELD_NUMBER: builtins.int
+    ANSWERED_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
     call: builtins.int
-    index: builtins.int
-    """position in StartCall.participants"""
-    outcome: Global___Outcome.ValueType
-    answer: builtins.bytes
-    """the serialised ParticipantMessage, for RESULT and FAILURE"""
+    answered: builtins.int
+    bytes: builtins.int
     def __init__(
         self,
         *,
         call: builtins.int = ...,
-        index: builtins.int = ...,
-        outcome: Global___Outcome.ValueType = ...,
-        answer: builtins.bytes = ...,
+        answered: builtins.int = ...,
+        bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["answer", b"answer", "call", b"call", "index", b"index", "outcome", b"outcome"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answered", b"answered", "bytes", b"bytes", "call", b"call"]) -> None: ...
+
+Global___Advanced: typing_extensions.TypeAlias = Advanced
+
+@typing.final
+class State(google.protobuf.message.Message):
+    """The state of a reducer that has folded some of the participants of a call; the client merges them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: builtins.int
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    call: builtins.int
+    @property
+    def payload(self) -> Global___Payload: ...
+    def __init__(
+        self,
+        *,
+        call: builtins.int = ...,
+        payload: Global___Payload | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "payload", b"payload"]) -> None: ...
+
+Global___State: typing_extensions.TypeAlias = State
+
+@typing.final
+class Settled(google.protobuf.message.Message):
+    """How the call ended for some participants. Parallel lists."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: builtins.int
+    INDICES_FIELD_NUMBER: builtins.int
+    OUTCOMES_FIELD_NUMBER: builtins.int
+    ANSWERS_FIELD_NUMBER: builtins.int
+    call: builtins.int
+    @property
+    def indices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """positions in StartCall.participants"""
+
+    @property
+    def outcomes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___Outcome.ValueType]: ...
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Payload]:
+        """serialised ParticipantMessages; empty if nobody's answer comes along"""
+
+    def __init__(
+        self,
+        *,
+        call: builtins.int = ...,
+        indices: collections.abc.Iterable[builtins.int] | None = ...,
+        outcomes: collections.abc.Iterable[Global___Outcome.ValueType] | None = ...,
+        answers: collections.abc.Iterable[Global___Payload] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "call", b"call", "indices", b"indices", "outcomes", b"outcomes"]) -> None: ...
 
 Global___Settled: typing_extensions.TypeAlias = Settled

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from protos import stream_pb2 as protos_dot_stream__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11protos/link.proto\x12\x0emuster.link.v1\"\x90\x02\n\x06Upward\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x01(\x04\x12&\n\x05hello\x18\x03 \x01(\x0b\x32\x15.muster.link.v1.HelloH\x00\x12(\n\x06report\x18\x04 \x01(\x0b\x32\x16.muster.link.v1.ReportH\x00\x12.\n\theartbeat\x18\x05 \x01(\x0b\x32\x19.muster.link.v1.HeartbeatH\x00\x12(\n\x06resend\x18\x06 \x01(\x0b\x32\x16.muster.link.v1.ResendH\x00\x12*\n\x07goodbye\x18\x07 \x01(\x0b\x32\x17.muster.link.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\xfb\x02\n\x08\x44ownward\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12*\n\x07welcome\x18\x04 \x01(\x0b\x32\x17.muster.link.v1.WelcomeH\x00\x12*\n\x07refusal\x18\x05 \x01(\x0b\x32\x17.muster.link.v1.RefusalH\x00\x12(\n\x06orders\x18\x06 \x01(\x0b\x32\x16.muster.link.v1.OrdersH\x00\x12.\n\theartbeat\x18\x07 \x01(\x0b\x32\x19.muster.link.v1.HeartbeatH\x00\x12(\n\x06resend\x18\x08 \x01(\x0b\x32\x16.muster.link.v1.ResendH\x00\x12,\n\x08identify\x18\t \x01(\x0b\x32\x18.muster.link.v1.IdentifyH\x00\x12&\n\x05\x64rain\x18\n \x01(\x0b\x32\x15.muster.link.v1.DrainH\x00\x42\x06\n\x04\x62ody\"\x96\x01\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06worker\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\r\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12&\n\x08sessions\x18\x06 \x03(\x0b\x32\x14.muster.link.v1.Join\x12\x11\n\thandshake\x18\x07 \x01(\x04\"_\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\x12\x15\n\rgrace_seconds\x18\x03 \x01(\x01\x12\x11\n\thandshake\x18\x04 \x01(\x04\"\x19\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\n\n\x08Identify\"\xcf\x01\n\x04Join\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x16\n\x0eparticipant_id\x18\x02 \x01(\t\x12\x38\n\nattributes\x18\x03 \x03(\x0b\x32$.muster.link.v1.Join.AttributesEntry\x12\x16\n\x0e\x61\x63\x63\x65pts_cancel\x18\x04 \x01(\x08\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12\x0b\n\x03tag\x18\x06 \x01(\x04\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb7\x01\n\x06Report\x12#\n\x05joins\x18\x01 \x03(\x0b\x32\x14.muster.link.v1.Join\x12\x17\n\x0f\x61nswer_sessions\x18\x02 \x03(\x04\x12\x13\n\x0b\x61nswer_tags\x18\x03 \x03(\x04\x12\x14\n\x0c\x61nswer_sizes\x18\x04 \x03(\x04\x12\x14\n\x0c\x65nd_sessions\x18\x05 \x03(\x04\x12.\n\x0b\x65nd_reasons\x18\x06 \x03(\x0e\x32\x19.muster.link.v1.EndReason\"\xb0\x01\n\x06Orders\x12\x15\n\rpayload_sizes\x18\x01 \x03(\x04\x12\x19\n\x11instruct_sessions\x18\x02 \x03(\x04\x12\x15\n\rinstruct_tags\x18\x03 \x03(\x04\x12\x19\n\x11instruct_payloads\x18\x04 \x03(\r\x12\x17\n\x0f\x63\x61ncel_sessions\x18\x05 \x03(\x04\x12\x13\n\x0b\x63\x61ncel_tags\x18\x06 \x03(\x04\x12\x14\n\x0c\x65nd_sessions\x18\x07 \x03(\x04\"g\n\tHeartbeat\x12\x0c\n\x04sent\x18\x01 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x02 \x01(\x01\x12\x11\n\trss_bytes\x18\x03 \x01(\x04\x12\x10\n\x08sessions\x18\x04 \x01(\x04\x12\x12\n\nviolations\x18\x05 \x01(\x04\"\x17\n\x06Resend\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\"\x1e\n\x05\x44rain\x12\x15\n\rgrace_seconds\x18\x01 \x01(\x01\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t*G\n\tEndReason\x12\x08\n\x04LOST\x10\x00\x12\x08\n\x04LEFT\x10\x01\x12\r\n\tVIOLATION\x10\x02\x12\t\n\x05MOVED\x10\x03\x12\x0c\n\x08REPLACED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11protos/link.proto\x12\x0emuster.link.v1\x1a\x13protos/stream.proto\"\x90\x02\n\x06Upward\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x01(\x04\x12&\n\x05hello\x18\x03 \x01(\x0b\x32\x15.muster.link.v1.HelloH\x00\x12(\n\x06report\x18\x04 \x01(\x0b\x32\x16.muster.link.v1.ReportH\x00\x12.\n\theartbeat\x18\x05 \x01(\x0b\x32\x19.muster.link.v1.HeartbeatH\x00\x12(\n\x06resend\x18\x06 \x01(\x0b\x32\x16.muster.link.v1.ResendH\x00\x12*\n\x07goodbye\x18\x07 \x01(\x0b\x32\x17.muster.link.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\xfb\x02\n\x08\x44ownward\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12*\n\x07welcome\x18\x04 \x01(\x0b\x32\x17.muster.link.v1.WelcomeH\x00\x12*\n\x07refusal\x18\x05 \x01(\x0b\x32\x17.muster.link.v1.RefusalH\x00\x12(\n\x06orders\x18\x06 \x01(\x0b\x32\x16.muster.link.v1.OrdersH\x00\x12.\n\theartbeat\x18\x07 \x01(\x0b\x32\x19.muster.link.v1.HeartbeatH\x00\x12(\n\x06resend\x18\x08 \x01(\x0b\x32\x16.muster.link.v1.ResendH\x00\x12,\n\x08identify\x18\t \x01(\x0b\x32\x18.muster.link.v1.IdentifyH\x00\x12&\n\x05\x64rain\x18\n \x01(\x0b\x32\x15.muster.link.v1.DrainH\x00\x42\x06\n\x04\x62ody\"\xbe\x01\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06worker\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\r\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12&\n\x08sessions\x18\x06 \x03(\x0b\x32\x14.muster.link.v1.Join\x12\x11\n\thandshake\x18\x07 \x01(\x04\x12&\n\x06memory\x18\x08 \x01(\x0b\x32\x16.muster.link.v1.Memory\"\x9e\x01\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\x12\x15\n\rgrace_seconds\x18\x03 \x01(\x01\x12\x11\n\thandshake\x18\x04 \x01(\x04\x12\x15\n\rshares_memory\x18\x05 \x01(\x08\x12&\n\x06memory\x18\x06 \x01(\x0b\x32\x16.muster.link.v1.Memory\":\n\x06Memory\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\ndescriptor\x18\x02 \x01(\r\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\">\n\x08Payloads\x12\r\n\x05sizes\x18\x01 \x03(\x04\x12\x0e\n\x06shared\x18\x02 \x03(\r\x12\x13\n\x0b\x64\x65scriptors\x18\x03 \x03(\r\"\x19\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\n\n\x08Identify\"\xcf\x01\n\x04Join\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x16\n\x0eparticipant_id\x18\x02 \x01(\t\x12\x38\n\nattributes\x18\x03 \x03(\x0b\x32$.muster.link.v1.Join.AttributesEntry\x12\x16\n\x0e\x61\x63\x63\x65pts_cancel\x18\x04 \x01(\x08\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12\x0b\n\x03tag\x18\x06 \x01(\x04\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa0\x02\n\x06Report\x12*\n\x08payloads\x18\x01 \x01(\x0b\x32\x18.muster.link.v1.Payloads\x12#\n\x05joins\x18\x02 \x03(\x0b\x32\x14.muster.link.v1.Join\x12\x17\n\x0f\x61nswer_sessions\x18\x03 \x03(\x04\x12\x13\n\x0b\x61nswer_tags\x18\x04 \x03(\x04\x12&\n\x06\x66olded\x18\x05 \x03(\x0b\x32\x16.muster.link.v1.Folded\x12)\n\x08partials\x18\x06 \x03(\x0b\x32\x17.muster.link.v1.Partial\x12\x14\n\x0c\x65nd_sessions\x18\x07 \x03(\x04\x12.\n\x0b\x65nd_reasons\x18\x08 \x03(\x0e\x32\x19.muster.link.v1.EndReason\"S\n\x06\x46olded\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12\x0c\n\x04part\x18\x02 \x01(\x04\x12\x10\n\x08sessions\x18\x03 \x03(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0b\n\x03tag\x18\x05 \x01(\x04\"l\n\x07Partial\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12\x0c\n\x04part\x18\x02 \x01(\x04\x12\x0e\n\x06\x63losed\x18\x03 \x01(\x08\x12%\n\x06groups\x18\x04 \x03(\x0b\x32\x15.muster.link.v1.Group\x12\r\n\x05\x65rror\x18\x05 \x01(\t\":\n\x05Group\x12\x0e\n\x06schema\x18\x01 \x01(\t\x12\x10\n\x08sessions\x18\x02 \x03(\x04\x12\x0f\n\x07payload\x18\x03 \x01(\r\"\x8b\x02\n\x06Orders\x12*\n\x08payloads\x18\x01 \x01(\x0b\x32\x18.muster.link.v1.Payloads\x12\x19\n\x11instruct_sessions\x18\x02 \x03(\x04\x12\x15\n\rinstruct_tags\x18\x03 \x03(\x04\x12\x19\n\x11instruct_payloads\x18\x04 \x03(\r\x12-\n\nbroadcasts\x18\x05 \x03(\x0b\x32\x19.muster.link.v1.Broadcast\x12\x17\n\x0f\x63\x61ncel_sessions\x18\x06 \x03(\x04\x12\x13\n\x0b\x63\x61ncel_tags\x18\x07 \x03(\x04\x12\x15\n\rclose_batches\x18\x08 \x03(\x04\x12\x14\n\x0c\x65nd_sessions\x18\t \x03(\x04\"\x87\x01\n\tBroadcast\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\r\x12\x10\n\x08sessions\x18\x03 \x03(\x04\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\x04\x12,\n\treduction\x18\x05 \x01(\x0b\x32\x19.muster.link.v1.Reduction\x12\r\n\x05hurry\x18\x06 \x01(\x08\"\x9f\x01\n\tReduction\x12\x0f\n\x07reducer\x18\x01 \x01(\t\x12\x37\n\x07options\x18\x02 \x03(\x0b\x32&.muster.link.v1.Reduction.OptionsEntry\x1aH\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.muster.stream.v1.Scalar:\x02\x38\x01\"~\n\tHeartbeat\x12\x0c\n\x04sent\x18\x01 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x02 \x01(\x01\x12\x11\n\trss_bytes\x18\x03 \x01(\x04\x12\x10\n\x08sessions\x18\x04 \x01(\x04\x12\x12\n\nviolations\x18\x05 \x01(\x04\x12\x15\n\rshares_memory\x18\x06 \x01(\x08\"\x17\n\x06Resend\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\"\x1e\n\x05\x44rain\x12\x15\n\rgrace_seconds\x18\x01 \x01(\x01\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t*G\n\tEndReason\x12\x08\n\x04LOST\x10\x00\x12\x08\n\x04LEFT\x10\x01\x12\r\n\tVIOLATION\x10\x02\x12\t\n\x05MOVED\x10\x03\x12\x0c\n\x08REPLACED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,34 +34,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOIN_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_JOIN_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_ENDREASON']._serialized_start=1747
-  _globals['_ENDREASON']._serialized_end=1818
-  _globals['_UPWARD']._serialized_start=38
-  _globals['_UPWARD']._serialized_end=310
-  _globals['_DOWNWARD']._serialized_start=313
-  _globals['_DOWNWARD']._serialized_end=692
-  _globals['_HELLO']._serialized_start=695
-  _globals['_HELLO']._serialized_end=845
-  _globals['_WELCOME']._serialized_start=847
-  _globals['_WELCOME']._serialized_end=942
-  _globals['_REFUSAL']._serialized_start=944
-  _globals['_REFUSAL']._serialized_end=969
-  _globals['_IDENTIFY']._serialized_start=971
-  _globals['_IDENTIFY']._serialized_end=981
-  _globals['_JOIN']._serialized_start=984
-  _globals['_JOIN']._serialized_end=1191
-  _globals['_JOIN_ATTRIBUTESENTRY']._serialized_start=1142
-  _globals['_JOIN_ATTRIBUTESENTRY']._serialized_end=1191
-  _globals['_REPORT']._serialized_start=1194
-  _globals['_REPORT']._serialized_end=1377
-  _globals['_ORDERS']._serialized_start=1380
-  _globals['_ORDERS']._serialized_end=1556
-  _globals['_HEARTBEAT']._serialized_start=1558
-  _globals['_HEARTBEAT']._serialized_end=1661
-  _globals['_RESEND']._serialized_start=1663
-  _globals['_RESEND']._serialized_end=1686
-  _globals['_DRAIN']._serialized_start=1688
-  _globals['_DRAIN']._serialized_end=1718
-  _globals['_GOODBYE']._serialized_start=1720
-  _globals['_GOODBYE']._serialized_end=1745
+  _globals['_REDUCTION_OPTIONSENTRY']._loaded_options = None
+  _globals['_REDUCTION_OPTIONSENTRY']._serialized_options = b'8\001'
+  _globals['_ENDREASON']._serialized_start=2770
+  _globals['_ENDREASON']._serialized_end=2841
+  _globals['_UPWARD']._serialized_start=59
+  _globals['_UPWARD']._serialized_end=331
+  _globals['_DOWNWARD']._serialized_start=334
+  _globals['_DOWNWARD']._serialized_end=713
+  _globals['_HELLO']._serialized_start=716
+  _globals['_HELLO']._serialized_end=906
+  _globals['_WELCOME']._serialized_start=909
+  _globals['_WELCOME']._serialized_end=1067
+  _globals['_MEMORY']._serialized_start=1069
+  _globals['_MEMORY']._serialized_end=1127
+  _globals['_PAYLOADS']._serialized_start=1129
+  _globals['_PAYLOADS']._serialized_end=1191
+  _globals['_REFUSAL']._serialized_start=1193
+  _globals['_REFUSAL']._serialized_end=1218
+  _globals['_IDENTIFY']._serialized_start=1220
+  _globals['_IDENTIFY']._serialized_end=1230
+  _globals['_JOIN']._serialized_start=1233
+  _globals['_JOIN']._serialized_end=1440
+  _globals['_JOIN_ATTRIBUTESENTRY']._serialized_start=1391
+  _globals['_JOIN_ATTRIBUTESENTRY']._serialized_end=1440
+  _globals['_REPORT']._serialized_start=1443
+  _globals['_REPORT']._serialized_end=1731
+  _globals['_FOLDED']._serialized_start=1733
+  _globals['_FOLDED']._serialized_end=1816
+  _globals['_PARTIAL']._serialized_start=1818
+  _globals['_PARTIAL']._serialized_end=1926
+  _globals['_GROUP']._serialized_start=1928
+  _globals['_GROUP']._serialized_end=1986
+  _globals['_ORDERS']._serialized_start=1989
+  _globals['_ORDERS']._serialized_end=2256
+  _globals['_BROADCAST']._serialized_start=2259
+  _globals['_BROADCAST']._serialized_end=2394
+  _globals['_REDUCTION']._serialized_start=2397
+  _globals['_REDUCTION']._serialized_end=2556
+  _globals['_REDUCTION_OPTIONSENTRY']._serialized_start=2484
+  _globals['_REDUCTION_OPTIONSENTRY']._serialized_end=2556
+  _globals['_HEARTBEAT']._serialized_start=2558
+  _globals['_HEARTBEAT']._serialized_end=2684
+  _globals['_RESEND']._serialized_start=2686
+  _globals['_RESEND']._serialized_end=2709
+  _globals['_DRAIN']._serialized_start=2711
+  _globals['_DRAIN']._serialized_end=2741
+  _globals['_GOODBYE']._serialized_start=2743
+  _globals['_GOODBYE']._serialized_end=2768
 # @@protoc_insertion_point(module_scope)

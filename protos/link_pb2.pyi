@@ -11,6 +11,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import protos.stream_pb2
 import sys
 import typing
 
@@ -163,6 +164,7 @@ class Hello(google.protobuf.message.Message):
     ADDRESS_FIELD_NUMBER: builtins.int
     SESSIONS_FIELD_NUMBER: builtins.int
     HANDSHAKE_FIELD_NUMBER: builtins.int
+    MEMORY_FIELD_NUMBER: builtins.int
     version: builtins.int
     """of the link protocol"""
     worker: builtins.int
@@ -174,6 +176,10 @@ class Hello(google.protobuf.message.Message):
     """1, 2, 3 … within one incarnation; the same on a Hello that is repeated"""
     @property
     def sessions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Join]: ...
+    @property
+    def memory(self) -> Global___Memory:
+        """of this manager, for the coordinator to try"""
+
     def __init__(
         self,
         *,
@@ -184,8 +190,10 @@ class Hello(google.protobuf.message.Message):
         address: builtins.str = ...,
         sessions: collections.abc.Iterable[Global___Join] | None = ...,
         handshake: builtins.int = ...,
+        memory: Global___Memory | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "handshake", b"handshake", "incarnation", b"incarnation", "pid", b"pid", "sessions", b"sessions", "version", b"version", "worker", b"worker"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["memory", b"memory"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "handshake", b"handshake", "incarnation", b"incarnation", "memory", b"memory", "pid", b"pid", "sessions", b"sessions", "version", b"version", "worker", b"worker"]) -> None: ...
 
 Global___Hello: typing_extensions.TypeAlias = Hello
 
@@ -197,6 +205,8 @@ class Welcome(google.protobuf.message.Message):
     HEARTBEAT_SECONDS_FIELD_NUMBER: builtins.int
     GRACE_SECONDS_FIELD_NUMBER: builtins.int
     HANDSHAKE_FIELD_NUMBER: builtins.int
+    SHARES_MEMORY_FIELD_NUMBER: builtins.int
+    MEMORY_FIELD_NUMBER: builtins.int
     version: builtins.int
     heartbeat_seconds: builtins.float
     """how often each side says it is alive"""
@@ -204,6 +214,12 @@ class Welcome(google.protobuf.message.Message):
     """how long a manager outlives a silent coordinator"""
     handshake: builtins.int
     """of the Hello that this answers"""
+    shares_memory: builtins.bool
+    """the coordinator can open the manager's memory"""
+    @property
+    def memory(self) -> Global___Memory:
+        """of the coordinator, for the manager to try"""
+
     def __init__(
         self,
         *,
@@ -211,10 +227,68 @@ class Welcome(google.protobuf.message.Message):
         heartbeat_seconds: builtins.float = ...,
         grace_seconds: builtins.float = ...,
         handshake: builtins.int = ...,
+        shares_memory: builtins.bool = ...,
+        memory: Global___Memory | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["grace_seconds", b"grace_seconds", "handshake", b"handshake", "heartbeat_seconds", b"heartbeat_seconds", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["memory", b"memory"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["grace_seconds", b"grace_seconds", "handshake", b"handshake", "heartbeat_seconds", b"heartbeat_seconds", "memory", b"memory", "shares_memory", b"shares_memory", "version", b"version"]) -> None: ...
 
 Global___Welcome: typing_extensions.TypeAlias = Welcome
+
+@typing.final
+class Memory(google.protobuf.message.Message):
+    """A piece of memory to try: whether the peer can open this process's file descriptors and finds `content`
+    there. Peers on one machine then pass large payloads by descriptor.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PID_FIELD_NUMBER: builtins.int
+    DESCRIPTOR_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
+    pid: builtins.int
+    descriptor: builtins.int
+    content: builtins.bytes
+    def __init__(
+        self,
+        *,
+        pid: builtins.int = ...,
+        descriptor: builtins.int = ...,
+        content: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "descriptor", b"descriptor", "pid", b"pid"]) -> None: ...
+
+Global___Memory: typing_extensions.TypeAlias = Memory
+
+@typing.final
+class Payloads(google.protobuf.message.Message):
+    """Where the payloads of a message are: sizes in bytes, in order. Those listed in `shared` are in the sender's
+    memory, under the descriptor at the same place in `descriptors`; the others are in the frames.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIZES_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
+    DESCRIPTORS_FIELD_NUMBER: builtins.int
+    @property
+    def sizes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def shared(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """positions in sizes"""
+
+    @property
+    def descriptors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        sizes: collections.abc.Iterable[builtins.int] | None = ...,
+        shared: collections.abc.Iterable[builtins.int] | None = ...,
+        descriptors: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["descriptors", b"descriptors", "shared", b"shared", "sizes", b"sizes"]) -> None: ...
+
+Global___Payloads: typing_extensions.TypeAlias = Payloads
 
 @typing.final
 class Refusal(google.protobuf.message.Message):
@@ -297,22 +371,28 @@ class Report(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    PAYLOADS_FIELD_NUMBER: builtins.int
     JOINS_FIELD_NUMBER: builtins.int
     ANSWER_SESSIONS_FIELD_NUMBER: builtins.int
     ANSWER_TAGS_FIELD_NUMBER: builtins.int
-    ANSWER_SIZES_FIELD_NUMBER: builtins.int
+    FOLDED_FIELD_NUMBER: builtins.int
+    PARTIALS_FIELD_NUMBER: builtins.int
     END_SESSIONS_FIELD_NUMBER: builtins.int
     END_REASONS_FIELD_NUMBER: builtins.int
+    @property
+    def payloads(self) -> Global___Payloads: ...
     @property
     def joins(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Join]: ...
     @property
     def answer_sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Answers: parallel lists, an entry per answer. sizes says where each payload lies in the frames."""
+        """Answers: parallel lists, and the first payloads in order."""
 
     @property
     def answer_tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
-    def answer_sizes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def folded(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Folded]: ...
+    @property
+    def partials(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Partial]: ...
     @property
     def end_sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Sessions that ended: parallel lists."""
@@ -322,16 +402,112 @@ class Report(google.protobuf.message.Message):
     def __init__(
         self,
         *,
+        payloads: Global___Payloads | None = ...,
         joins: collections.abc.Iterable[Global___Join] | None = ...,
         answer_sessions: collections.abc.Iterable[builtins.int] | None = ...,
         answer_tags: collections.abc.Iterable[builtins.int] | None = ...,
-        answer_sizes: collections.abc.Iterable[builtins.int] | None = ...,
+        folded: collections.abc.Iterable[Global___Folded] | None = ...,
+        partials: collections.abc.Iterable[Global___Partial] | None = ...,
         end_sessions: collections.abc.Iterable[builtins.int] | None = ...,
         end_reasons: collections.abc.Iterable[Global___EndReason.ValueType] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["answer_sessions", b"answer_sessions", "answer_sizes", b"answer_sizes", "answer_tags", b"answer_tags", "end_reasons", b"end_reasons", "end_sessions", b"end_sessions", "joins", b"joins"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["payloads", b"payloads"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["answer_sessions", b"answer_sessions", "answer_tags", b"answer_tags", "end_reasons", b"end_reasons", "end_sessions", b"end_sessions", "folded", b"folded", "joins", b"joins", "partials", b"partials", "payloads", b"payloads"]) -> None: ...
 
 Global___Report: typing_extensions.TypeAlias = Report
+
+@typing.final
+class Folded(google.protobuf.message.Message):
+    """Sessions that have answered an instruction of a batch and whose results are folded in. They are idle again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
+    SESSIONS_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    TAG_FIELD_NUMBER: builtins.int
+    batch: builtins.int
+    part: builtins.int
+    """tells several batches of one id at one worker apart"""
+    bytes: builtins.int
+    """size of their answers together"""
+    tag: builtins.int
+    """if not 0: besides, all that were sent the broadcast of this tag and still work on it"""
+    @property
+    def sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        batch: builtins.int = ...,
+        part: builtins.int = ...,
+        sessions: collections.abc.Iterable[builtins.int] | None = ...,
+        bytes: builtins.int = ...,
+        tag: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch", b"batch", "bytes", b"bytes", "part", b"part", "sessions", b"sessions", "tag", b"tag"]) -> None: ...
+
+Global___Folded: typing_extensions.TypeAlias = Folded
+
+@typing.final
+class Partial(google.protobuf.message.Message):
+    """What a part of a batch has come to."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
+    CLOSED_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    batch: builtins.int
+    part: builtins.int
+    closed: builtins.bool
+    """answers a close: nothing more of this batch will follow"""
+    error: builtins.str
+    """why there is nothing to show for those who were folded"""
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Group]: ...
+    def __init__(
+        self,
+        *,
+        batch: builtins.int = ...,
+        part: builtins.int = ...,
+        closed: builtins.bool = ...,
+        groups: collections.abc.Iterable[Global___Group] | None = ...,
+        error: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch", b"batch", "closed", b"closed", "error", b"error", "groups", b"groups", "part", b"part"]) -> None: ...
+
+Global___Partial: typing_extensions.TypeAlias = Partial
+
+@typing.final
+class Group(google.protobuf.message.Message):
+    """Results of a batch that have the same tensors, folded into one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCHEMA_FIELD_NUMBER: builtins.int
+    SESSIONS_FIELD_NUMBER: builtins.int
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    schema: builtins.str
+    """what tensors they have"""
+    payload: builtins.int
+    """the state of the reducer, as a position in the payloads"""
+    @property
+    def sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """whose; empty in a Partial's first group: all that no other group names"""
+
+    def __init__(
+        self,
+        *,
+        schema: builtins.str = ...,
+        sessions: collections.abc.Iterable[builtins.int] | None = ...,
+        payload: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["payload", b"payload", "schema", b"schema", "sessions", b"sessions"]) -> None: ...
+
+Global___Group: typing_extensions.TypeAlias = Group
 
 @typing.final
 class Orders(google.protobuf.message.Message):
@@ -339,27 +515,33 @@ class Orders(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PAYLOAD_SIZES_FIELD_NUMBER: builtins.int
+    PAYLOADS_FIELD_NUMBER: builtins.int
     INSTRUCT_SESSIONS_FIELD_NUMBER: builtins.int
     INSTRUCT_TAGS_FIELD_NUMBER: builtins.int
     INSTRUCT_PAYLOADS_FIELD_NUMBER: builtins.int
+    BROADCASTS_FIELD_NUMBER: builtins.int
     CANCEL_SESSIONS_FIELD_NUMBER: builtins.int
     CANCEL_TAGS_FIELD_NUMBER: builtins.int
+    CLOSE_BATCHES_FIELD_NUMBER: builtins.int
     END_SESSIONS_FIELD_NUMBER: builtins.int
     @property
-    def payload_sizes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def payloads(self) -> Global___Payloads: ...
     @property
     def instruct_sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Instructions: parallel lists. payloads names an entry of payload_sizes, so a broadcast is sent once."""
+        """Instructions: parallel lists. instruct_payloads names a payload."""
 
     @property
     def instruct_tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def instruct_payloads(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
+    def broadcasts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Broadcast]: ...
+    @property
     def cancel_sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def cancel_tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def close_batches(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def end_sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """end these streams: replaced by a newer session of the same id"""
@@ -367,17 +549,97 @@ class Orders(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        payload_sizes: collections.abc.Iterable[builtins.int] | None = ...,
+        payloads: Global___Payloads | None = ...,
         instruct_sessions: collections.abc.Iterable[builtins.int] | None = ...,
         instruct_tags: collections.abc.Iterable[builtins.int] | None = ...,
         instruct_payloads: collections.abc.Iterable[builtins.int] | None = ...,
+        broadcasts: collections.abc.Iterable[Global___Broadcast] | None = ...,
         cancel_sessions: collections.abc.Iterable[builtins.int] | None = ...,
         cancel_tags: collections.abc.Iterable[builtins.int] | None = ...,
+        close_batches: collections.abc.Iterable[builtins.int] | None = ...,
         end_sessions: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cancel_sessions", b"cancel_sessions", "cancel_tags", b"cancel_tags", "end_sessions", b"end_sessions", "instruct_payloads", b"instruct_payloads", "instruct_sessions", b"instruct_sessions", "instruct_tags", b"instruct_tags", "payload_sizes", b"payload_sizes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["payloads", b"payloads"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["broadcasts", b"broadcasts", "cancel_sessions", b"cancel_sessions", "cancel_tags", b"cancel_tags", "close_batches", b"close_batches", "end_sessions", b"end_sessions", "instruct_payloads", b"instruct_payloads", "instruct_sessions", b"instruct_sessions", "instruct_tags", b"instruct_tags", "payloads", b"payloads"]) -> None: ...
 
 Global___Orders: typing_extensions.TypeAlias = Orders
+
+@typing.final
+class Broadcast(google.protobuf.message.Message):
+    """One instruction for many sessions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TAG_FIELD_NUMBER: builtins.int
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    SESSIONS_FIELD_NUMBER: builtins.int
+    BATCH_FIELD_NUMBER: builtins.int
+    REDUCTION_FIELD_NUMBER: builtins.int
+    HURRY_FIELD_NUMBER: builtins.int
+    tag: builtins.int
+    payload: builtins.int
+    batch: builtins.int
+    """if results are to be folded rather than reported: into what"""
+    hurry: builtins.bool
+    """the coordinator waits for a quorum: it wants to hear soon who has answered"""
+    @property
+    def sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def reduction(self) -> Global___Reduction:
+        """and how"""
+
+    def __init__(
+        self,
+        *,
+        tag: builtins.int = ...,
+        payload: builtins.int = ...,
+        sessions: collections.abc.Iterable[builtins.int] | None = ...,
+        batch: builtins.int = ...,
+        reduction: Global___Reduction | None = ...,
+        hurry: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["reduction", b"reduction"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["batch", b"batch", "hurry", b"hurry", "payload", b"payload", "reduction", b"reduction", "sessions", b"sessions", "tag", b"tag"]) -> None: ...
+
+Global___Broadcast: typing_extensions.TypeAlias = Broadcast
+
+@typing.final
+class Reduction(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class OptionsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> protos.stream_pb2.Scalar: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: protos.stream_pb2.Scalar | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    REDUCER_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    reducer: builtins.str
+    """a name, or an import path"""
+    @property
+    def options(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, protos.stream_pb2.Scalar]: ...
+    def __init__(
+        self,
+        *,
+        reducer: builtins.str = ...,
+        options: collections.abc.Mapping[builtins.str, protos.stream_pb2.Scalar] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["options", b"options", "reducer", b"reducer"]) -> None: ...
+
+Global___Reduction: typing_extensions.TypeAlias = Reduction
 
 @typing.final
 class Heartbeat(google.protobuf.message.Message):
@@ -388,6 +650,7 @@ class Heartbeat(google.protobuf.message.Message):
     RSS_BYTES_FIELD_NUMBER: builtins.int
     SESSIONS_FIELD_NUMBER: builtins.int
     VIOLATIONS_FIELD_NUMBER: builtins.int
+    SHARES_MEMORY_FIELD_NUMBER: builtins.int
     sent: builtins.int
     """the highest sequence sent so far: shows the peer a gap at the tail"""
     cpu_seconds: builtins.float
@@ -396,6 +659,8 @@ class Heartbeat(google.protobuf.message.Message):
     """streams that have said their first message"""
     violations: builtins.int
     """streams ended for a breach of the protocol, so far"""
+    shares_memory: builtins.bool
+    """the manager can open the coordinator's memory"""
     def __init__(
         self,
         *,
@@ -404,8 +669,9 @@ class Heartbeat(google.protobuf.message.Message):
         rss_bytes: builtins.int = ...,
         sessions: builtins.int = ...,
         violations: builtins.int = ...,
+        shares_memory: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "sessions", b"sessions", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "sessions", b"sessions", "shares_memory", b"shares_memory", "violations", b"violations"]) -> None: ...
 
 Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
 

@@ -20,7 +20,16 @@ import numpy.typing as npt
 
 from protos import stream_pb2
 
-__all__ = ["TensorError", "fill_tensor", "to_array", "to_arrays", "to_tensor", "to_tensors"]
+__all__ = [
+    "TensorError",
+    "array_of",
+    "fill_tensor",
+    "outline_tensor",
+    "to_array",
+    "to_arrays",
+    "to_tensor",
+    "to_tensors",
+]
 
 
 class TensorError(ValueError):
@@ -78,10 +87,21 @@ def fill_tensor(
 
     A Tensor that is added to a message once it is filled is copied with all its data, at each level.
     """
+    tensor.data = _bytes(*outline_tensor(tensor, name, array, dtype))
+
+
+def outline_tensor(
+    tensor: stream_pb2.Tensor, name: str, array: Any, dtype: npt.DTypeLike | str | None = None
+) -> tuple[npt.NDArray[Any], np.dtype[Any]]:
+    """Like fill_tensor, but leaves ``data`` empty: for who writes it elsewhere.
+
+    Returns an array of the tensor's shape, where possible no copy, and the dtype that its elements have to be
+    cast to. In C order, these are the data.
+    """
     if not isinstance(name, str):
         raise TensorError(repr(name), f"its name must be a str, not {type(name).__name__}")
     source, is_bfloat16 = _as_array(name, array)
-    if source.dtype.name not in _CODES:
+    if not is_bfloat16 and source.dtype.name not in _CODES:
         raise TensorError(name, f"dtype {source.dtype} can't be sent; convert it to one of {_SENDABLE}")
     if dtype is not None:
         wanted = _dtype_name(name, dtype)
@@ -91,12 +111,20 @@ def fill_tensor(
     if code is None and wanted != _BFLOAT16:
         raise TensorError(name, f"dtype {wanted} can't be sent; use one of {_SENDABLE}")
     target = np.dtype(np.float32) if code is None else _NUMPY[code]
-    if not np.can_cast(source.dtype, target, casting="same_kind"):
-        raise TensorError(name, f"{source.dtype} can't become {wanted} and still mean the same numbers")
+    bits: npt.NDArray[np.uint16] | None = None
+    if source.dtype.name == _BFLOAT16:
+        bits = source.view(np.uint16)
+        if code is not None:
+            source, bits = _widen(bits), None
+    if bits is None:
+        if not np.can_cast(source.dtype, target, casting="same_kind"):
+            raise TensorError(name, f"{source.dtype} can't become {wanted} and still mean the same numbers")
+        if code is None:
+            bits = _narrow(source)
     tensor.name = name
     tensor.dtype = stream_pb2.BFLOAT16 if code is None else code
     tensor.shape.extend(source.shape)
-    tensor.data = _bytes(_narrow(source), _BFLOAT16_BITS) if code is None else _bytes(source, target)
+    return (source, target) if bits is None else (bits, _BFLOAT16_BITS)
 
 
 def to_array(tensor: stream_pb2.Tensor) -> npt.NDArray[Any]:
@@ -108,12 +136,19 @@ def to_array(tensor: stream_pb2.Tensor) -> npt.NDArray[Any]:
     Raises TensorError for an unknown dtype, a shape that is none, or data of another size than
     shape × itemsize.
     """
-    name, shape, data = tensor.name, tuple(tensor.shape), tensor.data
-    is_bfloat16 = tensor.dtype == stream_pb2.BFLOAT16
-    dtype = _BFLOAT16_BITS if is_bfloat16 else _NUMPY.get(tensor.dtype)
+    return array_of(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.data)
+
+
+def array_of(name: str, code: int, shape: tuple[int, ...], data: bytes | memoryview) -> npt.NDArray[Any]:
+    """Like to_array, from a Tensor's fields: its name (for errors), dtype number, shape and data.
+
+    The array is as read-only as ``data`` and shares its memory, but for BFLOAT16.
+    """
+    is_bfloat16 = code == stream_pb2.BFLOAT16
+    dtype = _BFLOAT16_BITS if is_bfloat16 else _NUMPY.get(code)
     if dtype is None:
-        raise TensorError(name, f"dtype number {tensor.dtype} is unknown to this version")
-    if any(length < 0 for length in shape):
+        raise TensorError(name, f"dtype number {code} is unknown to this version")
+    if shape and min(shape) < 0:
         raise TensorError(name, f"shape {shape} has a negative length")
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
@@ -158,7 +193,7 @@ def _bytes(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> bytes:
 
 
 def _as_array(name: str, array: Any) -> tuple[npt.NDArray[Any], bool]:
-    """The array, and whether it came as bfloat16; then it is widened to float32."""
+    """The array, and whether it came as bfloat16; torch's is widened to float32 then."""
     if hasattr(array, "detach"):  # a torch tensor: NumPy takes it only off its graph and device
         array = array.detach().cpu()
         if str(array.dtype) == "torch.bfloat16":
@@ -168,9 +203,7 @@ def _as_array(name: str, array: Any) -> tuple[npt.NDArray[Any], bool]:
         array = np.asarray(array)
     except (TypeError, ValueError, OverflowError) as error:
         raise TensorError(name, f"NumPy makes no array of it ({error})") from None
-    if array.dtype.name == _BFLOAT16:  # ml_dtypes, known by its name so that it needn't be imported
-        return _widen(array.view(np.uint16)), True
-    return array, False
+    return array, array.dtype.name == _BFLOAT16  # of ml_dtypes, which needn't be imported to know its name
 
 
 def _dtype_name(name: str, dtype: npt.DTypeLike | str) -> str:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
-from protos import stream_pb2
-from protos.envelope import Assembler, split
+from protos import messages, stream_pb2
+from protos.chunks import Assembler, Pieces, in_memory
 
 T = TypeVar("T")
 
@@ -43,12 +44,26 @@ def instruction(name: str, payload: bytes = b"") -> stream_pb2.ServerMessage:
     return stream_pb2.ServerMessage(instruction=stream_pb2.Instruction(name=name, payload=payload))
 
 
+def tensors(
+    arrays: Mapping[str, Any],
+    weight: float = 1.0,
+    metrics: Mapping[str, Any] | None = None,
+    *,
+    hold: bool = False,
+) -> stream_pb2.ServerMessage:
+    """Asks a Device for a result with these tensors, metrics and weight; with ``hold`` only once released."""
+    asked = json.dumps({"weight": weight, "metrics": metrics or {}, "hold": hold}).encode()
+    return messages.instruction("tensors", tensors=arrays, payload=asked)
+
+
 class Device:
     """One participant. What it does is told by the name of the instruction:
 
     ``echo`` answers with its id and the payload; ``hold`` does so only once the test calls ``release``;
-    ``fail`` answers with a failure; ``empty`` with an empty message; ``die`` cuts the connection; ``garbage``
-    answers with bytes that are no protobuf.
+    ``tensors`` answers with the instruction's own tensors, and with weight and metrics as its payload says in
+    JSON, after ``release`` if that says so (``tensors`` below makes the instruction); ``raw`` answers with
+    the payload as its whole message; ``fail`` answers with a failure; ``empty`` with an empty message;
+    ``die`` cuts the connection; ``garbage`` answers with bytes that are no protobuf.
     """
 
     def __init__(self, devices: Devices, address: str, hello: stream_pb2.ParticipantMessage | None) -> None:
@@ -115,14 +130,14 @@ class Device:
                 self.ended = (await self._call.code(), await self._call.details())
 
     async def _messages(self) -> AsyncIterator[stream_pb2.ServerMessage]:
-        assembler = Assembler()
+        assembler = Assembler(in_memory)
         while True:
             data = await self._call.read()
             if data is grpc.aio.EOF:
                 return
             message = stream_pb2.ServerMessage.FromString(data)
             if message.HasField("chunk"):
-                whole = assembler.add(message.chunk)
+                whole = assembler.add(message.chunk.total_size, message.chunk.data)
                 if whole is None:
                     continue
                 message = stream_pb2.ServerMessage.FromString(whole)
@@ -144,22 +159,37 @@ class Device:
                 failure = stream_pb2.Failure(code=stream_pb2.Failure.HANDLER_ERROR, text="as asked")
                 await self._write(stream_pb2.ParticipantMessage(failure=failure).SerializeToString())
                 return
+            case "raw":
+                await self._write(received.payload)
+                return
+            case "tensors":
+                asked = json.loads(received.payload)
+                if asked["hold"]:
+                    await self._hold()
+                answer = messages.result(
+                    tensors=received.tensors, metrics=asked["metrics"], weight=asked["weight"]
+                )
+                await self._write(answer.SerializeToString())
+                return
             case "hold":
-                self.holding.set()
-                await self._released.wait()
-                self._released.clear()
-                self.holding.clear()
+                await self._hold()
         result = stream_pb2.Result(status=self.id, payload=received.payload, weight=1.0)
         await self._write(stream_pb2.ParticipantMessage(result=result).SerializeToString())
 
+    async def _hold(self) -> None:
+        self.holding.set()
+        await self._released.wait()
+        self._released.clear()
+        self.holding.clear()
+
     async def _write(self, data: bytes) -> None:
         async with self._turn_to_write:  # the next may be due before gRPC says that the last is out
-            for piece in split(data, stream_pb2.ParticipantMessage):
+            for piece in Pieces(data, stream_pb2.ParticipantMessage):
                 await self._call.write(piece)
 
     async def _leave(self) -> None:
         message = stream_pb2.ParticipantMessage(leave=stream_pb2.Leave(reason="test"))
-        await self._call.write(message.SerializeToString())
+        await self._write(message.SerializeToString())  # behind what is being sent
         await self._call.done_writing()
 
 

@@ -21,9 +21,18 @@ MAY_IMPORT = {
 
 SANS_IO = [
     "protos/envelope.py",
+    "protos/chunks.py",
     "protos/frames.py",
+    "protos/sliced.py",
     "manager/pool.py",
+    "manager/call.py",
     "manager/calls.py",
+    "manager/deadlines.py",
+    "manager/roster.py",
+    "manager/shares.py",
+    "manager/batch.py",
+    "manager/contributions.py",
+    "manager/elementwise.py",
     "manager/members.py",
     "manager/session.py",
     "manager/sequence.py",

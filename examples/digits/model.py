@@ -70,30 +70,30 @@ def train(
 
 
 def loss_and_gradient(parameters: Parameters, examples: Examples) -> tuple[float, Parameters]:
-    """The mean cross-entropy over the examples, and its gradient: an array for each parameter, of its shape.
+    """The loss, and its gradient: an array for each parameter, of its shape.
 
     At the output the gradient is "probability minus truth" (Bishop 2006, "Pattern Recognition and Machine
     Learning", eq. 4.109); the chain rule takes it back through the hidden layer (section 5.3).
     """
     hidden, scores = _forward(parameters, examples.images)
-    rows = np.arange(len(examples))
-
-    scores = scores - scores.max(
-        axis=1, keepdims=True
-    )  # changes no probability, and keeps exp() from overflow
-    log_probability = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    loss = -float(log_probability[rows, examples.labels].mean())
+    log_probability = _log_softmax(scores)
 
     at_output = np.exp(log_probability)
-    at_output[rows, examples.labels] -= 1
+    at_output[np.arange(len(examples)), examples.labels] -= 1
     at_output /= len(examples)
     at_hidden = (at_output @ parameters["output.weight"].T) * (hidden > 0)
-    return loss, {
+    return _cross_entropy(log_probability, examples), {
         "hidden.weight": examples.images.T @ at_hidden,
         "hidden.bias": at_hidden.sum(axis=0),
         "output.weight": hidden.T @ at_output,
         "output.bias": at_output.sum(axis=0),
     }
+
+
+def loss(parameters: Parameters, examples: Examples) -> float:
+    """The mean cross-entropy over the examples: 0 where the model is right and sure of it."""
+    _, scores = _forward(parameters, examples.images)
+    return _cross_entropy(_log_softmax(scores), examples)
 
 
 def accuracy(parameters: Parameters, examples: Examples) -> float:
@@ -107,3 +107,15 @@ def _forward(parameters: Parameters, images: Array) -> tuple[Array, Array]:
     hidden = np.maximum(images @ parameters["hidden.weight"] + parameters["hidden.bias"], 0)
     scores = hidden @ parameters["output.weight"] + parameters["output.bias"]
     return hidden, scores
+
+
+def _log_softmax(scores: Array) -> Array:
+    """The logarithms of the digits' probabilities, (n, 10)."""
+    # The largest score of each image becomes 0. That changes no probability, and keeps exp() from overflow.
+    lowered: Array = scores - scores.max(axis=1, keepdims=True)
+    log_probability: Array = lowered - np.log(np.exp(lowered).sum(axis=1, keepdims=True))
+    return log_probability
+
+
+def _cross_entropy(log_probability: Array, examples: Examples) -> float:
+    return -float(log_probability[np.arange(len(examples)), examples.labels].mean())

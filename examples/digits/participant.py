@@ -33,8 +33,10 @@ def make_participant(number: int, examples: data.Examples) -> Participant:
     @participant.on("train")
     def train(instruction: Instruction) -> Result:
         config = instruction.config
+        parameters = dict(instruction.tensors)
+        loss = model.loss(parameters, examples)  # of the model as it came, the same one for all of us
         trained = model.train(
-            dict(instruction.tensors),
+            parameters,
             examples,
             epochs=int(config["epochs"]),
             batch_size=int(config["batch_size"]),
@@ -42,7 +44,7 @@ def make_participant(number: int, examples: data.Examples) -> Participant:
             # Another order of the examples in every round, yet the same in every run: results repeat exactly.
             rng=np.random.default_rng([data.SEED, number, int(config["round"])]),
         )
-        return Result(tensors=trained, weight=len(examples))
+        return Result(tensors=trained, weight=len(examples), metrics={"loss": loss})
 
     return participant
 

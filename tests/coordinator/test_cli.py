@@ -89,6 +89,8 @@ def test_options_arrive(started: Started, tmp_path: Path) -> None:
         "--pin",
         "--grace=1.5",
         f"--run-dir={tmp_path}",
+        "--reducer=rounds:Median",
+        "--reducer=rounds:Trimmed",
         "--log-level=debug",
         "--log-format=json",
     )
@@ -101,6 +103,7 @@ def test_options_arrive(started: Started, tmp_path: Path) -> None:
         pin=True,
         grace=1.5,
         run_dir=tmp_path,
+        reducers=("rounds:Median", "rounds:Trimmed"),
         log_level="debug",
         log_format="json",
     )
@@ -164,12 +167,14 @@ def test_every_option_can_be_a_variable(started: Started) -> None:
         MUSTER_SHARE_PORT="0",
         MUSTER_PIN="1",
         MUSTER_GRACE="4",
+        MUSTER_REDUCER="rounds:Median rounds:Trimmed",
         MUSTER_LOG_LEVEL="error",
         MUSTER_LOG_FORMAT="json",
     )
     assert (settings.workers, settings.grace, settings.share_port, settings.pin) == (3, 4.0, False, True)
     assert (settings.listen, settings.control) == (Address("localhost", 1), Address("localhost", 2))
     assert (settings.link, settings.log_level) == ("tcp://127.0.0.1:3", "error")
+    assert settings.reducers == ("rounds:Median", "rounds:Trimmed")
 
 
 @pytest.mark.parametrize("command", ["start", "status", "participants"])
@@ -192,6 +197,14 @@ def test_a_file_sets_options(started: Started, config: Path) -> None:
     assert (settings.workers, settings.pin, settings.grace, settings.log_level) == (5, True, 2.0, "error")
     assert settings.listen == Address("localhost", 1)
     assert started.accept(MUSTER_CONFIG=str(config)) == settings
+
+
+def test_a_file_may_list_what_may_be_given_several_times(started: Started, config: Path) -> None:
+    config.write_text('reducer = ["rounds:Median", "rounds:Trimmed"]')
+    assert started.accept(f"--config={config}").reducers == ("rounds:Median", "rounds:Trimmed")
+    assert started.accept(f"--config={config}", "--reducer=other:One").reducers == ("other:One",)
+    config.write_text("reducer = []")
+    assert started.accept(f"--config={config}").reducers == ()
 
 
 def test_the_command_line_beats_variables_beat_the_file(started: Started, config: Path) -> None:
@@ -248,6 +261,12 @@ def test_a_file_that_makes_no_sense_is_a_usage_error(started: Started, config: P
         "grace = [1]",
         "grace = true",
         "run-dir = [1]",
+        'listen = ["localhost:1"]',
+        "pin = [true]",
+        'log-level = ["error"]',
+        'reducers = "rounds:Median"',
+        "reducers = 1",
+        "reducers = { rounds = 1 }",
     ],
 )
 def test_a_value_of_another_type_is_a_usage_error(started: Started, config: Path, text: str) -> None:

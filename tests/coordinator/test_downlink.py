@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -13,16 +13,29 @@ from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Repor
 from manager import uplink
 from manager.uplink import LINK_VERSION, Greet, Obey, Opened, Uplink
 from protos import link_pb2
-from protos.frames import Buffer, pack, unpack
+from protos.frames import Buffer, Shared, unpack
 
 HEARTBEAT = 0.5
 LIVENESS = 3.0
 
 
 def make_downlink(
-    *, index: int = 0, incarnation: int = 1, epoch: int = 7, liveness: float = LIVENESS
+    *,
+    index: int = 0,
+    incarnation: int = 1,
+    epoch: int = 7,
+    liveness: float = LIVENESS,
+    memory: link_pb2.Memory | None = None,
 ) -> Downlink:
-    return Downlink(index, incarnation, epoch=epoch, heartbeat=HEARTBEAT, liveness=liveness, grace=30.0)
+    return Downlink(
+        index,
+        incarnation,
+        epoch=epoch,
+        heartbeat=HEARTBEAT,
+        liveness=liveness,
+        grace=30.0,
+        memory=memory,
+    )
 
 
 def make_hello(*, handshake: int = 1, incarnation: int = 1, version: int = LINK_VERSION) -> link_pb2.Hello:
@@ -61,6 +74,16 @@ def test_a_hello_is_welcomed_with_what_the_worker_must_know() -> None:
     assert message.welcome == link_pb2.Welcome(
         version=LINK_VERSION, heartbeat_seconds=HEARTBEAT, grace_seconds=30.0, handshake=3
     )
+
+
+def test_a_welcome_says_whose_memory_can_be_opened() -> None:
+    memory = link_pb2.Memory(pid=1, descriptor=3, content=b"to try")
+    downlink = make_downlink(memory=memory)
+    downlink.opens_memory = True
+    downlink.received(up(hello=make_hello()), 1.0)
+    (message,) = sent(downlink)
+    assert message.welcome.shares_memory
+    assert message.welcome.memory == memory
 
 
 def test_a_repeated_hello_is_welcomed_again_and_begins_nothing_anew() -> None:
@@ -112,6 +135,7 @@ def test_nothing_is_sent_or_heard_without_a_handshake(state: str) -> None:
     assert downlink.received(up(heartbeat=link_pb2.Heartbeat(sent=9)), 0.2) == []
     downlink.orders(link_pb2.Orders(end_sessions=[1]), [])
     downlink.drain(1.0)
+    downlink.acknowledge()
     assert downlink.tick(1_000.0) == []
     assert downlink.out == []
 
@@ -193,8 +217,18 @@ def test_every_message_carries_the_epoch() -> None:
 
 def test_payloads_travel_behind_the_header() -> None:
     downlink = opened()
-    downlink.orders(link_pb2.Orders(payload_sizes=[2]), [b"ab"])
+    downlink.orders(link_pb2.Orders(end_sessions=[1]), [b"ab"])
     assert [bytes(frame) for frame in downlink.out[0][1:]] == [b"ab"]
+    (message,) = sent(downlink)
+    assert message.orders == link_pb2.Orders(payloads=link_pb2.Payloads(sizes=[2]), end_sessions=[1])
+
+
+def test_a_report_can_be_acknowledged_at_once() -> None:
+    downlink = opened()
+    downlink.received(up(sequence=1, report=link_pb2.Report()), 0.1)
+    assert sent(downlink) == []
+    downlink.acknowledge()
+    assert sent(downlink) == [link_pb2.Downward(epoch=7, acknowledged=1)]
 
 
 # Silence
@@ -294,8 +328,7 @@ class Link:
             self.ordered += 1
             self.ordered_since_greeted.append(self.ordered)
             payload = str(self.ordered).encode()
-            orders = link_pb2.Orders(payload_sizes=[len(payload)], end_sessions=[self.ordered])
-            self.downlink.orders(orders, pack([payload]))
+            self.downlink.orders(link_pb2.Orders(end_sessions=[self.ordered]), [payload])
             self.transmit()
 
     def tick(self, seconds: float) -> None:
@@ -319,8 +352,8 @@ class Link:
         if self.down:
             frames = self.down.popleft()
             message = link_pb2.Downward.FromString(bytes(frames[0]))
-            payloads = unpack(frames[1:], message.orders.payload_sizes)
-            self.carry_out(self.uplink.received(message, payloads, self.now))
+            payloads = unpack(frames[1:], message.orders.payloads)
+            self.carry_out(self.uplink.received(message, self.now), payloads)
 
     def lose_up(self) -> None:
         if self.up:
@@ -357,7 +390,7 @@ class Link:
             case _:
                 raise AssertionError(event)
 
-    def carry_out(self, effects: list[uplink.Effect]) -> None:
+    def carry_out(self, effects: list[uplink.Effect], payloads: Sequence[Buffer | Shared] = ()) -> None:
         """As the worker's shell does."""
         for effect in effects:
             match effect:
@@ -366,9 +399,9 @@ class Link:
                     self.uplink.hello(link_pb2.Hello(incarnation=1, pid=self.events))
                 case Opened():
                     self.flush()
-                case Obey(orders, payloads):
+                case Obey(orders):
                     self.obeyed.extend(orders.end_sessions)
-                    assert [bytes(payload) for payload in payloads] == [b"%d" % self.obeyed[-1]]
+                    assert list(payloads) == [b"%d" % self.obeyed[-1]]
                 case _:
                     raise AssertionError(effect)
         self.transmit()

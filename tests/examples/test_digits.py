@@ -11,7 +11,6 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -19,12 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator import Connection, Outcome
-from examples.digits import data, model, participant, plot, train
+from examples.digits import data, model, participant, plot, rounds
 from examples.digits.averaging import weighted_mean
 from examples.digits.data import Examples
 from examples.digits.model import Parameters
-from protos import messages, stream_pb2
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,24 +159,6 @@ def test_averaging_gets_above_093_within_20_rounds_on_uneven_shards() -> None:
     assert model.accuracy(parameters, held_out) > 0.93
 
 
-def test_who_fails_or_is_lost_costs_only_its_own_contribution() -> None:
-    kept = {"w": np.array([1, 2], np.float32)}
-    answer = messages.result(tensors=kept, weight=5)
-    outcome = _outcome(results={"a": answer}, failures={"b": "out of memory"}, lost=["c"])
-
-    parameters, _ = train.run_round(_connection(outcome), 1, {"w": np.zeros(2, np.float32)}, 3)
-
-    assert parameters["w"].tolist() == [1, 2]
-
-
-def test_a_round_that_nobody_answers_leaves_the_model_as_it_was() -> None:
-    start: Parameters = {"w": np.array([1, 2], np.float32)}
-
-    parameters, _ = train.run_round(_connection(_outcome(lost=["a", "b"])), 1, start, 2)
-
-    assert parameters is start
-
-
 # The participants' side
 
 
@@ -252,9 +231,9 @@ def test_the_procfile_trains_a_model_and_ends_by_itself(
     shown = log.read_text(encoding="utf-8")
 
     assert ended.returncode == 0, shown
-    rounds = re.findall(r"round (\d+)  accuracy (0\.\d{3})  20 of 20 answered", shown)
-    assert [number for number, _ in rounds] == ["1", "2", "3"], shown
-    assert float(rounds[-1][1]) > 0.85
+    lines = re.findall(r"round (\d+)  accuracy (0\.\d{3})  20 of 20 answered  loss \d\.\d{3}  \[", shown)
+    assert [number for number, _ in lines] == ["1", "2", "3"], shown
+    assert float(lines[-1][1]) > 0.85
     assert "20 participants are here, on 2 workers, with 1437 examples" in shown
     assert re.search(r"pooled data  accuracy 0\.9\d\d", shown), shown
     assert "Traceback" not in shown
@@ -269,41 +248,11 @@ def _train(parameters: Parameters, examples: Examples) -> Parameters:
     return model.train(
         parameters,
         examples,
-        epochs=train.EPOCHS,
-        batch_size=train.BATCH_SIZE,
-        learning_rate=train.LEARNING_RATE,
+        epochs=rounds.EPOCHS,
+        batch_size=rounds.BATCH_SIZE,
+        learning_rate=rounds.LEARNING_RATE,
         rng=np.random.default_rng(1),
     )
-
-
-class _Proxy:
-    def __init__(self, name: str) -> None:
-        self.id = name
-
-
-def _outcome(
-    results: dict[str, stream_pb2.ParticipantMessage] | None = None,
-    failures: dict[str, str] | None = None,
-    lost: list[str] | None = None,
-) -> Outcome[Any]:
-    return Outcome(
-        results={_Proxy(name): message for name, message in (results or {}).items()},
-        failures={_Proxy(name): stream_pb2.Failure(text=text) for name, text in (failures or {}).items()},
-        lost=[_Proxy(name) for name in lost or []],
-    )
-
-
-def _connection(outcome: Outcome[Any]) -> Connection[train.Trainer]:
-    """One whose participants' calls all end as the outcome says."""
-
-    class Stub:
-        def get_participants(self, *_: object, **__: object) -> Stub:
-            return self
-
-        def run(self, *_: object, **__: object) -> Outcome[Any]:
-            return outcome
-
-    return cast("Connection[train.Trainer]", Stub())
 
 
 def _is_png(path: Path) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manager.blobs import CAN_SHARE, SHARE_SIZE, Blob
 from manager.linkend import Frames, LinkEnd
 from manager.sequence import ACKNOWLEDGE_AFTER
 from protos import link_pb2
-from protos.frames import pack, unpack
+from protos.frames import Shared, unpack
 
 INTERVAL = 0.5
 
@@ -30,9 +33,9 @@ class End:
     def send(self, number: int) -> None:
         payload = b"%d" % number
         if self.field == "report":
-            self.link.send(pack([payload]), report=link_pb2.Report(end_sessions=[number], answer_sizes=[1]))
+            self.link.send([payload], report=link_pb2.Report(end_sessions=[number]))
         else:
-            self.link.send(pack([payload]), orders=link_pb2.Orders(end_sessions=[number], payload_sizes=[1]))
+            self.link.send([payload], orders=link_pb2.Orders(end_sessions=[number]))
         self.sent.append(number)
 
     def receive(self, frames: Frames, now: float) -> None:
@@ -42,8 +45,7 @@ class End:
         for field in ("report", "orders"):
             if message.WhichOneof("body") == field:
                 (number,) = getattr(message, field).end_sessions
-                (payload,) = unpack(frames[1:], [len(str(number))])
-                assert bytes(payload) == b"%d" % number
+                assert unpack(frames[1:], getattr(message, field).payloads) == [b"%d" % number]
                 self.received.append(number)
 
 
@@ -194,6 +196,32 @@ def test_a_lost_request_for_a_repeat_is_made_again_later() -> None:
     pair.manager.wire.clear()
     pair.heal()
     pair.check()
+
+
+def test_a_message_without_payloads_is_its_header_alone() -> None:
+    end = Pair().manager.link
+    end.send(report=link_pb2.Report(end_sessions=[1]))
+    end.send(goodbye=link_pb2.Goodbye(reason="drained"))
+    first, second = end.out
+    assert link_pb2.Upward.FromString(bytes(first[0])).report == link_pb2.Report(end_sessions=[1])
+    assert link_pb2.Upward.FromString(bytes(second[0])).goodbye.reason == "drained"
+    assert len(first) == len(second) == 1
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="needs memory that can be shared")
+def test_memory_that_is_shared_is_kept_until_it_is_acknowledged() -> None:
+    pair = Pair()
+    blob = Blob.of(bytes(SHARE_SIZE))
+    shared, alive = Shared(blob.descriptor, SHARE_SIZE), weakref.ref(blob)
+    pair.manager.link.send([b"small", blob], report=link_pb2.Report())
+    del blob
+    (frames,) = pair.manager.link.out
+    report = link_pb2.Upward.FromString(bytes(frames[0])).report
+    assert unpack(frames[1:], report.payloads) == [b"small", shared]
+    pair.tick(0.0)
+    assert alive() is not None, "it may have to be sent again"
+    pair.manager.link.received(link_pb2.Downward(acknowledged=1), 0.0)
+    assert alive() is None
 
 
 def test_heartbeats_are_sent_when_due() -> None:

@@ -12,17 +12,21 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from manager.calls import Answer, Call, CallTable, OutcomeKind
+from manager.blobs import view_of
+from manager.call import Answer, Call, OutcomeKind
+from manager.calls import CallTable
 from manager.members import Member
 from manager.pool import Pool, Request
+from manager.roster import Roster
 from protos.envelope import Kind
 from tests.manager.support import make_member
 
 IDS = ["a", "b", "c", "d", ""]  # "": one of its own
 WHERE: list[dict[str, str]] = [{}, {"region": "eu"}, {"region": "us"}, {"region": "eu", "device": "phone"}]
 TIMEOUTS = st.none() | st.integers(0, 6).map(float)
+KINDS = st.sampled_from([Kind.RESULT, Kind.RESULT, Kind.FAILURE, None])
 GIVEN_UP = st.sampled_from([OutcomeKind.TIMED_OUT, OutcomeKind.CANCELLED])
 
 
@@ -46,7 +50,10 @@ class Machine(RuleBasedStateMachine):
         # What must be so:
         self.members: list[Member] = []  # all that ever were
         self.pooled: list[Member] = []
+        self.replaced: list[Member] = []  # out of the pool, but their worker has not said yet that they ended
         self.working: dict[Member, tuple[int, bytes]] = {}  # tag, payload
+        self.tags: set[int] = set()
+        self.answered_in_this_turn: set[tuple[Member, int]] = set()
         self.waiting: dict[int, Request] = {}
         self.leases: dict[int, set[Member]] = {}
         self.calls: list[Call] = []
@@ -62,16 +69,23 @@ class Machine(RuleBasedStateMachine):
     def carry_out(self) -> None:
         table = self.table
         sends, table.sends = table.sends, []
-        for member, tag, payload in sends:
-            if member.gone:
-                continue  # it left in the same turn: nobody to send it to, and its outcome is LOST
-            assert member in self.pooled
-            assert member not in self.working, "an instruction was sent to a member that is busy"
-            self.working[member] = (tag, payload)
+        for tag, payload, members, call, _ in sends:
+            assert call is None, "no call here is a reducing one"
+            assert tag not in self.tags, "two sends have the same tag"
+            self.tags.add(tag)
+            assert len(set(members)) == len(members) > 0
+            for member in members:
+                if member.gone and member not in self.replaced:
+                    continue  # it left in the same turn: nobody to send it to, and its outcome is LOST
+                assert member in self.pooled or member in self.replaced
+                assert member not in self.working, "an instruction was sent to a member that is busy"
+                self.working[member] = (tag, bytes(view_of(payload)))
         cancels, table.cancels = table.cancels, []
         for member, tag in cancels:
             assert member.accepts_cancel
-            assert member.gone or self.working[member][0] == tag
+            crossed = (member, tag) in self.answered_in_this_turn
+            assert member.gone or crossed or self.working[member][0] == tag
+        self.answered_in_this_turn.clear()
         settled, table.settled = table.settled, []
         for call, index in settled:
             assert call.stream
@@ -129,18 +143,35 @@ class Machine(RuleBasedStateMachine):
             for member in self.pooled
         )
 
-    def end(self, member: Member) -> None:
+    def leave_pool(self, member: Member) -> None:
         self.pool.leave(member)
-        self.table.lost(member)
         self.pooled.remove(member)
-        self.working.pop(member, None)
         for leased in self.leases.values():
             leased.discard(member)
+
+    def end(self, member: Member) -> None:
+        """Its worker says that its session has ended."""
+        if member in self.replaced:
+            self.replaced.remove(member)
+        else:
+            self.leave_pool(member)
+        self.table.lost(member)
+        self.working.pop(member, None)
+
+    @property
+    def there(self) -> list[Member]:
+        """Those whose session has not ended."""
+        return self.pooled + self.replaced
 
     def pick(self, data: st.DataObject, members: list[Member]) -> Member:
         return data.draw(st.sampled_from(members))
 
     # Participants
+
+    @initialize(count=st.integers(0, 3))
+    def begin(self, count: int) -> None:
+        for _ in range(count):
+            self.join("", WHERE[0], accepts_cancel=True, worker=0)
 
     @rule(
         id=st.sampled_from(IDS),
@@ -157,40 +188,74 @@ class Machine(RuleBasedStateMachine):
         self.members.append(member)
         self.pooled.append(member)
         if replaced is not None:
-            self.end(replaced)
+            before = replaced.tag, replaced.call, list(replaced.queue or ())
+            self.leave_pool(replaced)
+            self.replaced.append(replaced)  # its answer may be on its way
+            assert (replaced.tag, replaced.call, list(replaced.queue or ())) == before
         self.carry_out()
 
-    @precondition(lambda self: self.pooled)
+    @precondition(lambda self: self.there)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        member = self.pick(data, self.pooled)
+        member = self.pick(data, self.there)
         self.end(member)
         self.pool.leave(member)
         self.table.lost(member)
         self.carry_out()
 
     @precondition(lambda self: self.working)
-    @rule(data=st.data(), kind=st.sampled_from([Kind.RESULT, Kind.RESULT, Kind.FAILURE]))
-    def answer(self, data: st.DataObject, kind: Kind) -> None:
-        self.give_answer(self.pick(data, list(self.working)), kind)
+    @rule(data=st.data(), kind=KINDS)
+    def answer(self, data: st.DataObject, kind: Kind | None) -> None:
+        self.give_answers([(self.pick(data, list(self.working)), kind)])
+        self.carry_out()
+
+    @precondition(lambda self: len(self.working) > 1)
+    @rule(data=st.data(), kinds=st.lists(KINDS, min_size=2, max_size=4))
+    def answer_in_one_report(self, data: st.DataObject, kinds: list[Kind | None]) -> None:
+        members = data.draw(
+            st.lists(
+                st.sampled_from(list(self.working)),
+                min_size=2,
+                max_size=len(kinds),
+                unique_by=lambda m: m.key,
+            )
+        )
+        self.give_answers(list(zip(members, kinds, strict=False)))
         self.carry_out()
 
     @precondition(lambda self: len(self.working) > 1)
     @rule(data=st.data())
     def answer_and_leave_in_one_turn(self, data: st.DataObject) -> None:
-        self.give_answer(self.pick(data, list(self.working)), Kind.RESULT)
-        self.end(self.pick(data, self.pooled))
+        self.give_answers([(self.pick(data, list(self.working)), Kind.RESULT)])
+        self.end(self.pick(data, self.there))
         self.carry_out()
 
-    def give_answer(self, member: Member, kind: Kind) -> None:
-        tag, payload = self.working.pop(member)
-        call, index = member.call, member.index
-        self.table.answered(member, tag, answer_to(payload, kind))
-        if call is None:
-            self.late += 1
-        else:
-            expected = OutcomeKind.FAILURE if kind is Kind.FAILURE else OutcomeKind.RESULT
-            assert call.outcomes[index] == (expected, answer_to(payload, kind))
+    def give_answers(self, answers: list[tuple[Member, Kind | None]]) -> None:
+        """These answer, in one report. The kind None stands for an answer that is gone."""
+        reported: list[tuple[Member | None, int, bytes | None]] = [(None, 1, answer_to(b"of nobody"))]
+        asked = []
+        for member, kind in answers:
+            tag, payload = self.working.pop(member)
+            self.answered_in_this_turn.add((member, tag))
+            reported.append((member, tag, None if kind is None else answer_to(payload, kind)))
+            asked.append((member.call, member.index))
+        self.table.answered(reported)
+        given_up = set()  # by the quorum that an answer before it in the report has made full
+        for (call, index), (_, _, answer) in zip(asked, reported[1:], strict=True):
+            if call is None:
+                self.late += 1
+                continue
+            outcome = call.outcomes[index]
+            if call in given_up and outcome == (OutcomeKind.CANCELLED, b""):
+                self.late += 1
+                continue
+            if answer is None:
+                assert outcome == (OutcomeKind.LOST, b"")
+            else:
+                failed = answer[0] == Kind.FAILURE << 3 | 2
+                assert outcome == (OutcomeKind.FAILURE if failed else OutcomeKind.RESULT, answer)
+            if call.quorum is not None and call.results >= call.quorum:
+                given_up.add(call)
 
     @precondition(lambda self: self.members)
     @rule(data=st.data(), tag=st.sampled_from([0, 1, 999, 2**63]) | st.integers(1_000, 1_040))
@@ -198,14 +263,14 @@ class Machine(RuleBasedStateMachine):
         member = self.pick(data, self.members)
         if member in self.working and self.working[member][0] == tag:
             return
-        self.table.answered(member, tag, answer_to(b"stray"))
+        self.table.answered([(member, tag, answer_to(b"stray"))])
         self.late += 1
         self.carry_out()
 
-    @precondition(lambda self: self.pooled)
+    @precondition(lambda self: self.there)
     @rule(data=st.data(), what=st.sampled_from(["nothing", "the same", "something else"]))
     def found(self, data: st.DataObject, what: str) -> None:
-        member = self.pick(data, self.pooled)
+        member = self.pick(data, self.there)
         if what == "nothing":
             self.working.pop(member, None)
         elif what == "something else":
@@ -258,6 +323,7 @@ class Machine(RuleBasedStateMachine):
         quorum=st.none() | st.integers(1, 4),
         timeout=TIMEOUTS,
         stream=st.booleans(),
+        as_roster=st.booleans(),
     )
     def call(
         self,
@@ -266,13 +332,27 @@ class Machine(RuleBasedStateMachine):
         quorum: int | None,
         timeout: float | None,
         stream: bool,
+        as_roster: bool,
     ) -> None:
         members = data.draw(st.lists(st.sampled_from(self.members), max_size=5))
+        idle = [member for member in members if not member.busy and not member.gone]
         number = len(self.calls)
         payloads = [b"%d" % number] if one_for_all else [b"%d.%d" % (number, i) for i in range(len(members))]
         deadline = None if timeout is None else self.now + timeout
-        call = self.table.start(members, payloads, deadline=deadline, quorum=quorum, stream=stream)
+        call = self.table.start(
+            Roster(members) if as_roster else members,
+            payloads,
+            deadline=deadline,
+            quorum=quorum,
+            stream=stream,
+        )
         self.calls.append(call)
+        assert list(call.members) == members
+        if one_for_all and len(members) > 1:
+            assert len(self.table.sends) == bool(idle), "a broadcast is one send at most"
+            for send in self.table.sends:
+                assert set(send.members) == set(idle)
+                assert (send.members is call.members) == (idle == members == list(dict.fromkeys(members)))
         if deadline is not None:
             self.deadlines[call.id] = deadline
         self.most_running = max(self.most_running, len(self.table))
@@ -325,7 +405,7 @@ class Machine(RuleBasedStateMachine):
                 if outcome is None:
                     continue
                 kind, answer = outcome
-                payload = call.payloads[0 if len(call.payloads) == 1 else index]
+                payload = bytes(view_of(call.payloads[0 if len(call.payloads) == 1 else index]))
                 if kind is OutcomeKind.RESULT:
                     assert answer == answer_to(payload)
                 elif kind is OutcomeKind.FAILURE:
@@ -365,8 +445,8 @@ class Machine(RuleBasedStateMachine):
             assert member.busy == (member in self.working)
             assert not member.busy or member.tag == self.working[member][0]
             assert not member.queue or member.busy, "an idle member with instructions in line"
-            assert not (member.gone and member.queue)
-            expected = [*([(member.call, member.index)] if member.call else []), *member.queue]
+            assert member in self.there or not member.busy, "one that has ended is at work"
+            expected = [*([(member.call, member.index)] if member.call else []), *(member.queue or ())]
             for call, index in expected:
                 assert call.members[index] is member
                 assert call.outcomes[index] is None
@@ -403,7 +483,7 @@ class Machine(RuleBasedStateMachine):
         assert self.pool.next_deadline == min(waiting, default=None)
 
     def teardown(self) -> None:
-        for member in list(self.pooled):
+        for member in self.there:
             self.end(member)
             self.carry_out()
         for id in range(self.request_ids + 1):
@@ -429,11 +509,10 @@ class Machine(RuleBasedStateMachine):
         assert not any(member.busy or member.queue for member in self.members)
         assert len(self.pool) == self.pool.leased == self.pool.waiting == 0
         assert self.table.next_deadline is None
-        assert self.table._deadlines == []
-        assert not self.table._with_deadline
+        assert len(self.table._deadlines) == 0
         assert self.pool._leases == {}
         assert self.pool._by_id == {}
 
 
 TestPoolAndCalls = Machine.TestCase
-TestPoolAndCalls.settings = settings(max_examples=80, stateful_step_count=40)
+TestPoolAndCalls.settings = settings(max_examples=100, stateful_step_count=40)

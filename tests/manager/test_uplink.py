@@ -32,7 +32,7 @@ def make_welcome(*, handshake: int = 1, version: int = LINK_VERSION) -> link_pb2
 
 
 def receive(uplink: Uplink, message: link_pb2.Downward, now: float) -> list[Effect]:
-    return uplink.received(message, [], now)
+    return uplink.received(message, now)
 
 
 def sent(uplink: Uplink) -> list[link_pb2.Upward]:
@@ -51,7 +51,7 @@ def greeting(now: float = 0.0) -> Uplink:
 
 def opened(now: float = 0.0) -> Uplink:
     uplink = greeting(now)
-    assert receive(uplink, down(welcome=make_welcome()), now) == [Opened()]
+    assert receive(uplink, down(welcome=make_welcome()), now) == [Opened(make_welcome())]
     sent(uplink)
     return uplink
 
@@ -90,7 +90,7 @@ def test_it_repeats_its_hello_word_for_word_until_it_is_welcomed() -> None:
 
 def test_a_welcome_opens_the_link_with_its_terms() -> None:
     uplink = greeting()
-    assert receive(uplink, down(welcome=make_welcome()), 0.2) == [Opened()]
+    assert receive(uplink, down(welcome=make_welcome()), 0.2) == [Opened(make_welcome())]
     assert uplink.state is State.OPEN
     assert uplink.epoch == EPOCH
     assert uplink.next_tick() == 0.2
@@ -114,7 +114,8 @@ def test_a_welcome_to_an_earlier_hello_does_not_count() -> None:
     uplink.hello(link_pb2.Hello())
     assert receive(uplink, down(welcome=make_welcome(handshake=1)), 1.1) == []
     assert uplink.state is State.GREETING
-    assert receive(uplink, down(welcome=make_welcome(handshake=2)), 1.2) == [Opened()]
+    second = make_welcome(handshake=2)
+    assert receive(uplink, down(welcome=second), 1.2) == [Opened(second)]
 
 
 def test_orders_before_the_welcome_are_not_obeyed() -> None:
@@ -162,10 +163,27 @@ def test_a_manager_that_was_stopped_itself_gives_the_coordinator_another_grace_p
 # Open
 
 
-def test_orders_are_obeyed_with_their_payloads() -> None:
+def test_orders_are_obeyed_and_say_where_their_payloads_are() -> None:
     uplink = opened()
-    orders = link_pb2.Orders(payload_sizes=[1], end_sessions=[4])
-    assert uplink.received(down(sequence=1, orders=orders), [b"x"], 0.1) == [Obey(orders, [b"x"])]
+    orders = link_pb2.Orders(payloads=link_pb2.Payloads(sizes=[1]), end_sessions=[4])
+    assert receive(uplink, down(sequence=1, orders=orders), 0.1) == [Obey(orders)]
+
+
+def test_the_payloads_of_a_report_travel_behind_the_header() -> None:
+    uplink = opened()
+    uplink.report(link_pb2.Report(end_sessions=[4]), [b"ab", b"c"])
+    (frames,) = uplink.out
+    report = link_pb2.Upward.FromString(bytes(frames[0])).report
+    assert report == link_pb2.Report(payloads=link_pb2.Payloads(sizes=[2, 1]), end_sessions=[4])
+    assert frames[1:] == [b"abc"]
+
+
+def test_orders_can_be_acknowledged_at_once() -> None:
+    uplink = opened()
+    receive(uplink, down(sequence=1, orders=link_pb2.Orders()), 0.1)
+    assert sent(uplink) == []
+    uplink.acknowledge()
+    assert sent(uplink) == [link_pb2.Upward(acknowledged=1)]
 
 
 def test_orders_are_obeyed_once() -> None:

@@ -17,7 +17,7 @@ import grpc.aio
 
 from participant_sdk.base import BaseParticipant
 from protos import messages, stream_pb2
-from protos.envelope import Assembler, split
+from protos.chunks import Assembler, Pieces, in_memory
 
 SERVICE = "muster.stream.v1.ParticipantManager"
 PATIENCE = 10.0
@@ -47,20 +47,24 @@ class Peer:
 
     async def receive(self) -> stream_pb2.ParticipantMessage:
         """The next whole message. Raises StopAsyncIteration at the end of the stream."""
-        assembler = Assembler()
+        assembler = Assembler(in_memory)
         while True:
-            frame = await asyncio.wait_for(anext(self._frames), PATIENCE)
-            self.frames_received += 1
+            frame = await self.receive_raw()
             message = stream_pb2.ParticipantMessage.FromString(frame)
             if message.WhichOneof("kind") != "chunk":
                 assert not assembler.partial
                 return message
-            whole = assembler.add(message.chunk)
+            whole = assembler.add(message.chunk.total_size, message.chunk.data)
             if whole is not None:
                 return stream_pb2.ParticipantMessage.FromString(whole)
 
+    async def receive_raw(self) -> bytes:
+        frame = await asyncio.wait_for(anext(self._frames), PATIENCE)
+        self.frames_received += 1
+        return frame
+
     async def send(self, message: stream_pb2.ServerMessage) -> None:
-        for frame in split(message.SerializeToString(), stream_pb2.ServerMessage):
+        for frame in Pieces(message.SerializeToString(), stream_pb2.ServerMessage):
             await self.send_raw(frame)
 
     async def send_raw(self, frame: bytes) -> None:

@@ -26,7 +26,7 @@ from participant_sdk import (
     client,
 )
 from protos import stream_pb2
-from protos.envelope import CHUNK_SIZE
+from protos.chunks import WHOLE_SIZE
 from protos.messages import instruction, result
 from tests.participant_sdk.support import PATIENCE, Peer, ScriptedCoordinator, forever
 
@@ -134,7 +134,7 @@ def test_a_hello_of_the_callers_own_is_sent_as_it_is(connect: Open) -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("size", [CHUNK_SIZE - 100, CHUNK_SIZE + 1, 5 * CHUNK_SIZE + 3])
+@pytest.mark.parametrize("size", [WHOLE_SIZE - 100, WHOLE_SIZE + 1, 5 * WHOLE_SIZE + 3])
 def test_messages_of_any_size_pass(connect: Open, size: int) -> None:
     payload = (bytes(range(256)) * (size // 256 + 1))[:size]
 
@@ -142,7 +142,7 @@ def test_messages_of_any_size_pass(connect: Open, size: int) -> None:
         await peer.receive()
         before = peer.frames_received
         assert (await peer.ask("echo", payload=payload)).result.payload == payload
-        assert (peer.frames_received - before > 1) == (size > CHUNK_SIZE)
+        assert (peer.frames_received - before > 1) == (size > WHOLE_SIZE)
         await peer.expect_leave()
 
     async def scenario() -> None:
@@ -235,7 +235,7 @@ def test_words_of_the_coordinator_survive_a_write_that_fails(connect: Open) -> N
             async with connect(coordinator.address) as (_, dispatch):
                 with pytest.raises(ProtocolError, match="the server speaks next"):  # noqa: PT012
                     while True:
-                        await dispatch(result(payload=b"x" * 3 * CHUNK_SIZE))
+                        await dispatch(result(payload=b"x" * 3 * WHOLE_SIZE))
 
     run(scenario())
 

@@ -14,6 +14,7 @@ from participant_sdk import Instruction, Participant, Result
 from participant_sdk.handlers import Handler, Handlers, answer, answer_async, is_async
 from protos import stream_pb2
 from protos.messages import failure, instruction, result
+from protos.sliced import ReceivedMessage
 from protos.tensors import to_arrays, to_tensor
 
 Failure = stream_pb2.Failure
@@ -27,10 +28,10 @@ def answer_of(
     if cancelled:
         flag.set()
     if is_async(handler):
-        data = asyncio.run(answer_async(handler, message, flag))
+        data = asyncio.run(answer_async(handler, ReceivedMessage(message), flag))
     else:
-        data = answer(handler, message, flag)
-    return stream_pb2.ParticipantMessage.FromString(data)
+        data = answer(handler, ReceivedMessage(message), flag)
+    return stream_pb2.ParticipantMessage.FromString(bytes(data))
 
 
 def as_handler(function: Any, *, asynchronous: bool) -> Handler:

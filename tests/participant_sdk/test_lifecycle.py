@@ -30,10 +30,11 @@ from participant_sdk.lifecycle import (
 )
 from protos import stream_pb2
 from protos.messages import instruction
+from protos.sliced import ReceivedMessage
 
 HOME = "home:1"
-TRAIN = Received(instruction("train"))
-CANCEL = Received(stream_pb2.ServerMessage(cancel=stream_pb2.Cancel()))
+TRAIN = Received(ReceivedMessage(instruction("train")))
+CANCEL = Received(ReceivedMessage(stream_pb2.ServerMessage(cancel=stream_pb2.Cancel())))
 LOST = Ended(ConnectionLost("lost the coordinator at home:1 (gone)", code=grpc.StatusCode.UNAVAILABLE))
 LOST_THRICE: list[Event] = [Due(), LOST] * 3
 CLOSED = Ended(ConnectionClosed("closed"))
@@ -42,7 +43,7 @@ REJECTED = Ended(Rejected("refused", code=grpc.StatusCode.ALREADY_EXISTS))
 
 def reconnect(delay: float = 0.0, address: str = "") -> Received:
     message = stream_pb2.Reconnect(delay_seconds=delay, address=address)
-    return Received(stream_pb2.ServerMessage(reconnect=message))
+    return Received(ReceivedMessage(stream_pb2.ServerMessage(reconnect=message)))
 
 
 def after(*events: Event, attempts: int | None = None) -> Lifecycle:
@@ -59,13 +60,13 @@ def test_it_connects_when_it_is_due() -> None:
 
 def test_an_instruction_is_performed_and_answered() -> None:
     lifecycle = after(Due())
-    assert lifecycle.handle(TRAIN, 0.0) == [Perform(TRAIN.message)]
+    assert lifecycle.handle(TRAIN, 0.0) == [Perform(TRAIN.received)]
     assert lifecycle.handle(Answered(b"42"), 0.0) == [Send(b"42")]
     assert lifecycle.state is State.IDLE
 
 
 def test_an_empty_message_is_an_instruction_too() -> None:
-    empty = stream_pb2.ServerMessage()
+    empty = ReceivedMessage(stream_pb2.ServerMessage())
     assert after(Due()).handle(Received(empty), 0.0) == [Perform(empty)]
 
 
@@ -249,7 +250,7 @@ class AnySequence(RuleBasedStateMachine):
         self.feed(Due())
 
     @precondition(lambda self: self.connected)
-    @rule(message=st.sampled_from([TRAIN, Received(stream_pb2.ServerMessage())]))
+    @rule(message=st.sampled_from([TRAIN, Received(ReceivedMessage(stream_pb2.ServerMessage()))]))
     def instruction_comes(self, message: Received) -> None:
         self.unanswered += 1
         self.feed(message)

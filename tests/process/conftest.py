@@ -11,6 +11,7 @@ import pytest
 from coordinator import Connection, Coordinator, connect
 from manager import ParticipantManager, create_participant_manager
 from manager.proxy import ParticipantProxy
+from tests.process.reducers import REDUCERS
 from tests.support import Devices, eventually, instruction
 
 
@@ -49,6 +50,7 @@ def coordinator() -> Iterator[Coordinator[Echo]]:
         control="127.0.0.1:0",
         participant_proxy_factory=Echo,
         log_level="warning",
+        reducers=REDUCERS,
     ) as coordinator:
         yield coordinator
     assert not psutil.Process().children(recursive=True), "worker processes were left behind"
@@ -58,7 +60,7 @@ def coordinator() -> Iterator[Coordinator[Echo]]:
 def served(request: pytest.FixtureRequest, devices: Devices) -> Iterator[Served]:
     """The same interface in its three implementations."""
     if request.param == "single process":
-        server, manager = create_participant_manager(Echo, listen="127.0.0.1:0")
+        server, manager = create_participant_manager(Echo, listen="127.0.0.1:0", reducers=REDUCERS)
         with server:
             yield Served(manager, server.address, lambda: len(manager))
             devices.clear()

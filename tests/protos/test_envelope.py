@@ -1,23 +1,13 @@
-"""A message is told by its first bytes, and comes out of its chunks as it went in."""
+"""A message is told by its first bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protos import stream_pb2
-from protos.envelope import (
-    CHUNK_SIZE,
-    MAX_FRAME_SIZE,
-    Assembler,
-    Kind,
-    MalformedMessageError,
-    kind_of,
-    split,
-)
+from protos.envelope import Kind, MalformedMessageError, kind_of
 from protos.messages import failure, result
 
 Message = stream_pb2.ParticipantMessage
@@ -74,72 +64,9 @@ def test_what_is_not_exactly_one_field_is_malformed(data: bytes) -> None:
         kind_of(data)
 
 
-def assemble(frames: Iterable[bytes]) -> bytes:
-    assembler = Assembler()
-    whole = None
-    for frame in frames:
-        assert whole is None
-        assert len(frame) <= MAX_FRAME_SIZE
-        assert kind_of(frame) is Kind.CHUNK
-        whole = assembler.add(Message.FromString(frame).chunk)
-        assert assembler.partial == (whole is None)
-    assert whole is not None
-    return whole
-
-
-@pytest.mark.parametrize("around", [1, 2, 3])
-@pytest.mark.parametrize("offset", [-1, 0, 1])
-def test_chunks_join_to_what_was_split(around: int, offset: int) -> None:
-    data = (bytes(range(251)) * (around * CHUNK_SIZE // 251 + 2))[: around * CHUNK_SIZE + offset]
-    frames = split(data, Message)
-    if len(data) <= CHUNK_SIZE:
-        assert frames == [data]
-    else:
-        assert len(frames) == around + (offset > 0)
-        assert assemble(frames) == data
-
-
-@pytest.mark.parametrize("size", [0, 1])
-def test_small_messages_stay_whole(size: int) -> None:
-    assert split(b"x" * size, Message) == [b"x" * size]
-
-
-def test_server_messages_are_split_into_server_messages() -> None:
-    frames = split(b"x" * (CHUNK_SIZE + 1), stream_pb2.ServerMessage)
-    assert all(stream_pb2.ServerMessage.FromString(frame).HasField("chunk") for frame in frames)
-
-
-def chunk(data: bytes, total: int = 0) -> stream_pb2.Chunk:
-    return stream_pb2.Chunk(total_size=total, data=data)
-
-
-@pytest.mark.parametrize(
-    ("chunks", "text"),
-    [
-        ([chunk(b"a")], "must state its total size"),
-        ([chunk(b"", 2)], "without data"),
-        ([chunk(b"a", 2), chunk(b"")], "without data"),
-        ([chunk(b"a", 2), chunk(b"b", 2)], "before the last one was whole"),
-        ([chunk(b"abc", 2)], "exceed its stated 2 bytes"),
-        ([chunk(b"a", 2), chunk(b"bc")], "exceed its stated 2 bytes"),
-        ([chunk(b"a", 11)], "over the limit of 10 bytes"),
-        ([chunk(b"a", 2**64 - 1)], "over the limit"),
-    ],
-)
-def test_chunks_that_do_not_add_up_are_malformed(chunks: list[stream_pb2.Chunk], text: str) -> None:
-    assembler = Assembler(max_size=10)
-    for piece in chunks[:-1]:
-        assert assembler.add(piece) is None
-    with pytest.raises(MalformedMessageError, match=text):
-        assembler.add(chunks[-1])
-
-
-@given(st.lists(st.lists(st.binary(min_size=1, max_size=5), min_size=1, max_size=5), max_size=5))
-@example([[b"a"], [b"b", b"c"]])
-def test_one_message_after_another_is_joined(messages: list[list[bytes]]) -> None:
-    assembler = Assembler()
-    for pieces in messages:
-        total = sum(map(len, pieces))
-        joined = [assembler.add(chunk(piece, 0 if i else total)) for i, piece in enumerate(pieces)]
-        assert joined == [None] * (len(pieces) - 1) + [b"".join(pieces)]
-        assert not assembler.partial
+@given(st.integers(0, 3 * 2**14))
+def test_the_first_bytes_and_the_size_are_enough(size: int) -> None:
+    data = result(payload=b"x" * size).SerializeToString()
+    assert kind_of(data[:6], len(data)) is Kind.RESULT
+    with pytest.raises(MalformedMessageError, match="doesn't end where"):
+        kind_of(data[:6], len(data) + 1)

@@ -23,6 +23,12 @@ log = logging.getLogger("muster.control")
 MAX_ITEM_BYTES = 2**31 - 2**20
 """The largest item that a control message can carry, with room for what goes around it."""
 
+MAX_BACKLOG_BYTES = 4 * 1024**3
+"""What may wait to be written. An end that lets more pile up isn't read from."""
+
+ITEM_BYTES = 64
+"""What an item is reckoned to take besides its size."""
+
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """What a batch holds at most, unless it is a single item that is larger."""
 
@@ -40,12 +46,19 @@ class BatchWriter(Generic[B]):
         self._items: deque[tuple[str, Any, int]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._backlog = 0
 
     def add(self, field: str, item: Any, size: int = 0) -> None:
         """Adds an item (a message or a number) to the repeated ``field``; ``size`` in bytes if it's large."""
         if self._closed:
             return
         self._items.append((field, item, size))
+        self._backlog += ITEM_BYTES + size
+        if self._backlog > MAX_BACKLOG_BYTES:
+            log.error("the other end of a control stream doesn't read; the stream is ended")
+            self.close()
+            self._on_error()
+            return
         if self._task is None:
             self._task = asyncio.ensure_future(self._drain())
 
@@ -58,6 +71,7 @@ class BatchWriter(Generic[B]):
                     field, item, item_size = self._items.popleft()
                     getattr(batch, field).append(item)
                     size += item_size
+                    self._backlog -= ITEM_BYTES + item_size
                 await self._write(batch)
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             self.close()  # the stream has ended; whoever reads it knows why

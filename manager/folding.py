@@ -1,0 +1,270 @@
+"""Folds the results of reducing calls as they arrive, in this process: the shell around batch.py.
+
+Small results are folded at once on the event loop. Large ones, and whatever comes while one is under way, go
+through a thread of their own, one after the other, so that a 1 GiB result stops nobody else (NumPy lets go
+of the GIL). What comes of it is told to a ``BatchSink``: in a worker the link to the coordinator (worker.py),
+in a single process the dispatcher (server.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol
+
+from manager.batch import Batch
+from manager.blobs import Payload, share, view_of
+from manager.reducers import Contribution, RefusedError, Schema, encode, encode_schema, make_reducer
+from manager.servicer import checked
+from manager.shares import Folded, Group, Partial, Reduction
+from manager.stream import Stream
+from protos import stream_pb2
+from protos.envelope import Kind, MalformedMessageError
+from protos.messages import ScalarError, failure, from_scalars
+from protos.sliced import read_result
+from protos.tensors import TensorError
+
+log = logging.getLogger("muster.folding")
+
+INLINE_SIZE = 4 * 1024 * 1024
+"""Bytes of a result up to which it is folded on the event loop: a few milliseconds."""
+
+REPORT_INTERVAL = 0.1
+"""Seconds for which reports of folded sessions are gathered. A batch that is over is reported at once."""
+
+HURRY_INTERVAL = 0.01
+"""The same where a quorum is waited for."""
+
+FOLDING_TIMEOUT = 5.0
+"""Seconds that answers which are being folded in may still take when all participants are gone."""
+
+
+class BatchSink(Protocol):
+    """Who is told what came of results. None of these may block or raise."""
+
+    def not_folded(self, stream: Stream, answer: Payload) -> None:
+        """What is no part of a batch: a failure, or a late answer (then empty)."""
+        ...
+
+    def folded(self, folded: Folded) -> None: ...
+
+    def partial(self, partial: Partial) -> None: ...
+
+    def ended_late(self, stream: Stream) -> None:
+        """The end of a stream, put off until its answer was folded in."""
+        ...
+
+
+class Folding:
+    """All batches of this process."""
+
+    def __init__(self, sink: BatchSink, reducers: Sequence[str] = ()) -> None:
+        """``reducers`` are the import paths that are allowed besides the built-in names."""
+        self._sink = sink
+        self._allowed = reducers
+        self._batches: dict[int, Batch] = {}
+        self._parts = itertools.count(1)
+        self._yielding: list[Batch] = []  # whose partials are being made, in this order
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="muster-fold")
+        self._works: set[asyncio.Future[Any]] = set()
+        self._reporting: asyncio.TimerHandle | None = None
+
+    def batch(self, id: int, reduction: Reduction) -> Batch:
+        """The batch of this id, a new one if there is none. Raises ValueError for a reducer that can't be."""
+        batch = self._batches.get(id)
+        if batch is None:
+            make = partial(make_reducer, reduction.reducer, reduction.options, self._allowed)
+            make()
+            batch = self._batches[id] = Batch(id, next(self._parts), make)
+        return batch
+
+    def instructed(self, batch: Batch, stream: Stream) -> None:
+        """The stream has been sent an instruction of the batch. When all have, ``sent`` must follow."""
+        stream.batch = batch
+        batch.working += 1
+
+    def sent(self, batch: Batch, tag: int, *, all_there: bool, hurry: bool) -> None:
+        """The broadcast with this tag has gone to all streams that are there."""
+        batch.sent(tag, all_there=all_there, hurry=hurry)
+        self._advance(batch)  # there may be none
+
+    def answered(self, stream: Stream, answer: Payload, kind: Kind) -> None:
+        """A stream with a batch has answered."""
+        batch, stream.batch = stream.batch, None
+        if batch is None or batch.closed:
+            self._sink.not_folded(stream, b"")
+            return
+        batch.working -= 1
+        if kind is not Kind.RESULT:
+            if kind is Kind.EMPTY:
+                answer = _refused("its answer is empty: there is nothing to reduce")
+            self._sink.not_folded(stream, checked(answer, Kind.FAILURE))
+        elif batch.folding or len(answer) > INLINE_SIZE:
+            batch.folding += 1
+            stream.folding = batch
+            self._fold_apart(batch, stream, answer)
+            return
+        else:
+            try:
+                _fold(batch, stream.id, answer)
+            except RefusedError as error:
+                self._sink.not_folded(stream, _refused(str(error)))
+            else:
+                batch.folded(stream.id, len(answer))
+        self._advance(batch)
+
+    def ended(self, stream: Stream) -> bool:
+        """The stream is over. False if its end must be reported later (``BatchSink.ended_late``)."""
+        if stream.folding is not None:
+            return False
+        if self._reporting is not None:
+            self._report_all()  # it may have been folded in: that must be known before its end
+        batch, stream.batch = stream.batch, None
+        if batch is not None and not batch.closed:
+            batch.ended()
+            self._loop.call_soon(self._advance, batch)  # after its end has been reported
+        return True
+
+    def close(self, id: int) -> None:
+        """Yields what there is of the batch, as soon as what has been answered is folded in."""
+        batch = self._batches.get(id)
+        if batch is not None:
+            batch.closed = True
+            self._advance(batch)
+        elif yielding := [batch for batch in self._yielding if batch.id == id]:
+            yielding[-1].closed = True
+        else:
+            self._sink.partial(Partial(id, 0, [], closed=True))
+
+    def forget(self) -> None:
+        """Nobody wants to know of the present batches any more."""
+        for batch in (*self._batches.values(), *self._yielding):
+            batch.closed = batch.forgotten = True
+        self._batches.clear()
+        self._yielding.clear()
+
+    async def finish(self, timeout: float) -> None:
+        """Waits until nothing is being folded in any more, for so many seconds at most; ends the thread."""
+        await asyncio.sleep(0)  # batches that have just lost their last stream
+        deadline = self._loop.time() + timeout
+        while self._works and self._loop.time() < deadline:  # one leads to another
+            await asyncio.wait(self._works, timeout=deadline - self._loop.time())
+        self.forget()
+        if self._reporting is not None:
+            self._reporting.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    # Whatever takes long
+
+    def _fold_apart(self, batch: Batch, stream: Stream, answer: Payload) -> None:
+        size = len(answer)
+
+        def done(work: asyncio.Future[None]) -> None:
+            if work.cancelled():
+                return
+            batch.folding -= 1
+            if stream.folding is batch:
+                stream.folding = None
+            error = work.exception()
+            if not batch.forgotten:
+                if error is None:
+                    batch.folded(stream.id, size)
+                else:
+                    self._sink.not_folded(stream, _refused(str(error)))
+                self._advance(batch)
+            if stream.over is not None and stream.folding is None:  # else its last answer is yet to come
+                self._report_all()
+                self._sink.ended_late(stream)
+
+        self._work(done, _fold, batch, stream.id, answer)
+
+    def _work(
+        self, done: Callable[[asyncio.Future[Any]], None], do: Callable[..., Any], *args: object
+    ) -> None:
+        work = self._loop.run_in_executor(self._executor, do, *args)
+        self._works.add(work)
+        work.add_done_callback(self._works.discard)
+        work.add_done_callback(done)
+
+    def _advance(self, batch: Batch) -> None:
+        if batch.over and self._batches.get(batch.id) is batch:
+            del self._batches[batch.id]
+            self._report(batch)
+            self._yield(batch)
+        elif batch.news and self._reporting is None:
+            interval = HURRY_INTERVAL if batch.hurry else REPORT_INTERVAL
+            self._reporting = self._loop.call_later(interval, self._report_all)
+
+    def _report_all(self) -> None:
+        if self._reporting is not None:
+            self._reporting.cancel()
+            self._reporting = None
+        for batch in self._batches.values():
+            self._report(batch)
+
+    def _report(self, batch: Batch) -> None:
+        if batch.news:
+            self._sink.folded(batch.report())
+
+    def _yield(self, batch: Batch) -> None:
+        try:
+            kinds = batch.partial()
+            size = sum(tensor.nbytes for _, _, state in kinds for tensor in state.tensors.values())
+        except Exception as error:  # of a custom reducer
+            self._sink.partial(_failed(batch, error))
+            return
+        if not kinds and not batch.closed:
+            return
+        if size <= INLINE_SIZE and not self._yielding:
+            self._sink.partial(_partial(batch, kinds))
+            return
+        self._yielding.append(batch)
+
+        def done(work: asyncio.Future[Partial]) -> None:
+            if batch in self._yielding and not work.cancelled():
+                self._yielding.remove(batch)
+                self._sink.partial(dataclasses.replace(work.result(), closed=batch.closed))
+
+        self._work(done, _partial, batch, kinds)
+
+
+def _partial(batch: Batch, kinds: list[tuple[Schema, list[int], Contribution]]) -> Partial:
+    try:
+        groups = [
+            Group(encode_schema(schema), sessions if position else (), share(encode(state)))
+            for position, (schema, sessions, state) in enumerate(kinds)
+        ]
+    except Exception as error:  # a custom reducer's state that can't be sent
+        return _failed(batch, error)
+    return Partial(batch.id, batch.part, groups, closed=batch.closed)
+
+
+def _failed(batch: Batch, error: Exception) -> Partial:
+    log.error("a reducer failed to say what it has come to", exc_info=error)
+    return Partial(batch.id, batch.part, [], closed=batch.closed, error=f"the reducer failed: {error!r}")
+
+
+def _fold(batch: Batch, session: int, answer: Payload) -> None:
+    """Raises RefusedError if the answer doesn't fit."""
+    try:
+        result, tensors = read_result(view_of(answer))
+        metrics = from_scalars(result.metrics)
+    except (MalformedMessageError, TensorError, ScalarError) as error:
+        raise RefusedError(str(error)) from None
+    try:
+        batch.fold(session, Contribution(tensors, metrics, result.weight))
+    except RefusedError:
+        raise
+    except Exception as error:  # of a custom reducer
+        log.exception("a reducer failed")
+        raise RefusedError(f"the reducer failed: {error!r}") from error
+
+
+def _refused(text: str) -> bytes:
+    return failure(stream_pb2.Failure.UNSPECIFIED, text).SerializeToString()

@@ -1,0 +1,202 @@
+"""Where large answers are kept while they arrive: in memory up to a limit, the slow ones on disk.
+
+Decides who gets memory. Uploads take it in the order in which they come and wait for it, unread, so that
+their senders feel it. But a slow one makes nobody wait for long: while somebody does, uploads that have stood
+still for a moment are moved to disk. What is kept is a Blob (blobs.py); with the last reference to it the
+room is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from manager.blobs import CAN_SHARE, SHARE_SIZE, Blob, Payload, anonymous_memory, seal, write
+from protos.chunks import Store, in_memory
+
+log = logging.getLogger("muster.spool")
+
+MEMORY: Final = 96 * 1024 * 1024
+"""Bytes of memory that a worker gives to large answers until it has folded them in or passed them on."""
+
+PATIENCE: Final = 0.25
+"""Seconds for which an upload may stand still while others wait for its memory."""
+
+SPARE_DISK: Final = 1024**3
+"""Bytes of the disk that are left to others."""
+
+
+class NoRoomError(Exception):
+    """There is no room for an answer. The text says so to the participant's caller."""
+
+
+class Spool:
+    """The room that one process has for messages that arrive in chunks."""
+
+    def __init__(self, memory: int = MEMORY, directory: Path | None = None) -> None:
+        """``directory`` is where files go; by default the system's place for temporary ones."""
+        self._memory = memory
+        self._free = memory
+        self._directory = directory or Path(tempfile.gettempdir())
+        self._loop = asyncio.get_running_loop()
+        self._uploads: weakref.WeakSet[Upload] = weakref.WeakSet()  # in memory, not whole yet
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._told = False
+
+    @property
+    def free(self) -> int:
+        """Bytes of memory that aren't taken."""
+        return self._free
+
+    async def room(self, size: int) -> Store[Payload]:
+        """A place for a message of ``size`` bytes. Waits for memory, if need be."""
+        if not CAN_SHARE or size < SHARE_SIZE:
+            return in_memory(size)
+        if size > self._memory:
+            return Upload(self, size)
+        if self._waiting or size > self._free:
+            turn: asyncio.Future[None] = self._loop.create_future()
+            entry = (size, turn)
+            self._waiting.append(entry)
+            self._watch()
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self.returned(size)  # it was given in this very moment
+                else:
+                    with contextlib.suppress(ValueError):
+                        self._waiting.remove(entry)
+                    self._serve()
+                raise
+        else:
+            self._free -= size
+        upload = Upload(self, size, in_memory=True)
+        self._uploads.add(upload)
+        return upload
+
+    def returned(self, size: int) -> None:
+        """So many bytes of memory are free again. May be called from any thread."""
+        self._loop.call_soon_threadsafe(self._returned, size) if not self._loop.is_closed() else None
+
+    def whole(self, upload: Upload) -> None:
+        self._uploads.discard(upload)
+
+    def file(self, size: int) -> int:
+        """A descriptor of a file without a name. Raises NoRoomError or OSError."""
+        left = shutil.disk_usage(self._directory).free
+        if left - SPARE_DISK < size:
+            raise NoRoomError(f"{self._directory} has {left} bytes left")
+        if not self._told:
+            self._told = True
+            log.info("large answers that come slowly are kept in %s", self._directory)
+        with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
+            return os.dup(file.fileno())
+
+    def _returned(self, size: int) -> None:
+        self._free += size
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._free):
+            size, turn = self._waiting.popleft()
+            if not turn.done():  # else whoever waited is gone
+                self._free -= size
+                turn.set_result(None)
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(PATIENCE, self._make_room)
+
+    def _make_room(self) -> None:
+        """Moves those to disk that others wait for in vain."""
+        self._timer = None
+        if not self._waiting:
+            return
+        still = time.monotonic() - PATIENCE
+        for upload in [upload for upload in self._uploads if upload.moved_at < still]:
+            self._uploads.discard(upload)
+            upload.move()
+        self._watch()
+
+
+class Upload:
+    """A message of which some has arrived. Dropping it frees what it took."""
+
+    def __init__(self, spool: Spool, size: int, *, in_memory: bool = False) -> None:
+        self.moved_at = time.monotonic()
+        """When the last of it came."""
+        self._spool = spool
+        self._size = size
+        self._in_memory = in_memory
+        self._descriptor = -1
+        self._error: Exception | None = None
+        try:
+            self._descriptor = anonymous_memory() if in_memory else spool.file(size)
+        except (OSError, NoRoomError) as error:
+            self._fail(error)
+
+    def add(self, data: bytes | memoryview) -> None:
+        self.moved_at = time.monotonic()
+        if self._error is None:
+            try:
+                write(self._descriptor, data)
+            except OSError as error:  # the disk is full after all
+                self._fail(error)
+
+    def finish(self) -> Payload:
+        """The whole message. Raises NoRoomError if it could not be kept."""
+        self._spool.whole(self)
+        if self._error is not None:
+            raise NoRoomError(f"the worker has no room for its answer of {self._size} bytes: {self._error}")
+        descriptor, self._descriptor = self._descriptor, -1
+        if not self._in_memory:
+            return Blob(descriptor, self._size)
+        self._in_memory = False
+        seal(descriptor)
+        return Blob(descriptor, self._size, self._spool.returned)
+
+    def move(self) -> None:
+        """Goes on on disk."""
+        if self._error is not None or not self._in_memory:
+            return
+        try:
+            file = self._spool.file(self._size)
+            try:
+                done = 0
+                while sent := os.sendfile(file, self._descriptor, done, self._size):
+                    done += sent
+            except BaseException:
+                os.close(file)
+                raise
+        except (OSError, NoRoomError) as error:
+            self._fail(error)
+            return
+        self._drop()
+        self._descriptor = file
+
+    def _fail(self, error: Exception) -> None:
+        """The rest is taken in without being kept."""
+        self._error = error
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        if self._in_memory:
+            self._in_memory = False
+            self._spool.returned(self._size)
+
+    def __del__(self) -> None:
+        self._drop()

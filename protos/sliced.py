@@ -1,0 +1,382 @@
+"""Results and instructions, read without copying their bulk, and results written copying it once.
+
+Decides whether the bytes are such a message, and gives its tensors as arrays that share their memory. What a
+tensor's fields must look like is tensors.py's to say; what the message means is the reader's.
+
+Parsing copies every byte, and the arrays' memory once more. So a large message is walked here: all but the
+bulk (``Tensor.data`` and ``payload``) is put together into a small message, which protobuf parses and
+thereby checks. What is bulk can't be malformed: any bytes will do, and the walk has checked their length.
+Whatever the walk doesn't expect, it leaves to protobuf: the worst it can be is slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from protos import stream_pb2
+from protos.chunks import WHOLE_SIZE
+from protos.envelope import MalformedMessageError
+from protos.messages import Tensors, result
+from protos.tensors import TensorError, array_of, outline_tensor, to_arrays
+
+__all__ = ["ReceivedMessage", "check_result", "encode_result", "read_result", "write_result"]
+
+_SMALL: Final = 16 * 1024
+"""Up to this many bytes, parsing all of it takes less time than the walk."""
+
+_LARGEST: Final = 2**31 - 1
+"""protobuf's own limit."""
+
+# Tags as they are on the wire: field number << 3 | wire type. All are one byte.
+_RESULT: Final = 2 << 3 | 2
+_PAYLOAD: Final = 5 << 3 | 2
+_TENSOR: Final = 3 << 3 | 2
+_NAME, _DTYPE, _PACKED_SHAPE, _LENGTH, _DATA = 1 << 3 | 2, 2 << 3, 3 << 3 | 2, 3 << 3, 4 << 3 | 2
+
+
+_Message = TypeVar("_Message", stream_pb2.ParticipantMessage, stream_pb2.ServerMessage)
+
+
+class _Form(NamedTuple):
+    """Where the fields of a message's content are. Tensors are field 3 of both."""
+
+    message: int
+    small: tuple[int, ...]  # fields with a length that are no bulk
+    fixed: int | None  # a field of eight bytes
+    payload: int
+
+
+_RESULT_FORM: Final = _Form(_RESULT, small=(1 << 3 | 2, 2 << 3 | 2), fixed=4 << 3 | 1, payload=_PAYLOAD)
+_INSTRUCTION_FORM: Final = _Form(1 << 3 | 2, small=(1 << 3 | 2, 2 << 3 | 2), fixed=None, payload=4 << 3 | 2)
+
+_ALIGNMENT: Final = 8
+"""The size of the largest dtype's elements."""
+
+
+def check_result(data: bytes | memoryview) -> None:
+    """Raises MalformedMessageError unless protobuf can parse ``data`` as a ParticipantMessage.
+
+    A memoryview must be one of contiguous bytes.
+    """
+    sliced = _without_bulk(data, _RESULT_FORM) if len(data) > _SMALL else None
+    _parse(data if sliced is None else sliced.rest, stream_pb2.ParticipantMessage)
+
+
+def read_result(data: bytes | memoryview) -> tuple[stream_pb2.Result, dict[str, npt.NDArray[Any]]]:
+    """The Result in a serialised ParticipantMessage, without its bulk, and its tensors' arrays by name.
+
+    Bulk is each ``Tensor.data`` and the ``payload``: they are empty in the Result. The arrays are read-only.
+    Those of a large message share the memory of ``data``, at whatever offset they are there (so NumPy may
+    call them unaligned); a bfloat16 one is widened to float32 in memory of its own. A message without a
+    Result reads as an empty one.
+
+    Raises MalformedMessageError for what isn't a ParticipantMessage, and TensorError as tensors.to_arrays
+    does.
+    """
+    view = data if len(data) <= _SMALL else memoryview(data).toreadonly()
+    sliced = _without_bulk(view, _RESULT_FORM) if view is not data else None
+    read = _parse(data if sliced is None else sliced.rest, stream_pb2.ParticipantMessage).result
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for index, tensor in enumerate(read.tensors):
+        name = tensor.name
+        if name in arrays:
+            raise _twice(name)
+        if sliced is None:
+            bulk: bytes | memoryview = tensor.data
+            tensor.ClearField("data")
+        else:
+            start, stop = sliced.tensors[index]
+            bulk = view[start:stop]
+        arrays[name] = array_of(name, tensor.dtype, tuple(tensor.shape), bulk)
+    if sliced is None:
+        read.ClearField("payload")
+    return read, arrays
+
+
+class ReceivedMessage:
+    """A ServerMessage, and the bulk of its instruction if that has been left out of it.
+
+    ``message`` is all of it but, where it was sliced, each ``Tensor.data`` and the ``payload``.
+    """
+
+    __slots__ = ("_payload", "_tensors", "message")
+
+    def __init__(self, message: stream_pb2.ServerMessage) -> None:
+        self.message = message
+        self._tensors: list[memoryview] | None = None
+        self._payload = memoryview(b"")
+
+    @classmethod
+    def sliced(cls, data: memoryview) -> ReceivedMessage:
+        """Reads a serialised ServerMessage from memory that is its own from now on: aligned to 8 bytes, and
+        writable, because the data of a tensor is moved by a few bytes where it isn't aligned.
+
+        Raises MalformedMessageError for what isn't a ServerMessage.
+        """
+        sliced = _without_bulk(data, _INSTRUCTION_FORM)
+        if sliced is None:
+            return cls(_parse(data, stream_pb2.ServerMessage))
+        received = cls(_parse(sliced.rest, stream_pb2.ServerMessage))
+        bulk = data.toreadonly()
+        received._tensors = [bulk[start:stop] for start, stop in _align(data, sliced)]
+        start, stop = sliced.payload
+        received._payload = bulk[start:stop]
+        return received
+
+    def take_bulk(self) -> tuple[dict[str, npt.NDArray[Any]], bytes]:
+        """The instruction's arrays by name, and its payload. To be called once: bulk that was left out of the
+        message isn't kept here.
+
+        The arrays are read-only. They share the memory that the message was received in, which lives as long
+        as any of them; the payload is copied out of it. bfloat16 is widened to float32.
+
+        Raises TensorError as tensors.to_arrays does.
+        """
+        instruction = self.message.instruction
+        tensors, payload = self._tensors, self._payload
+        if tensors is None:
+            return to_arrays(instruction.tensors), instruction.payload
+        self._tensors, self._payload = None, memoryview(b"")
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for tensor, data in zip(instruction.tensors, tensors, strict=True):
+            if tensor.name in arrays:
+                raise _twice(tensor.name)
+            arrays[tensor.name] = array_of(tensor.name, tensor.dtype, tuple(tensor.shape), data)
+        return arrays, bytes(payload)
+
+
+def write_result(arrays: Mapping[str, npt.NDArray[Any]], metrics: Mapping[str, Any], weight: float) -> bytes:
+    """The serialised ParticipantMessage with a Result of these arrays, metrics and weight.
+
+    What messages.result(...).SerializeToString() holds, too, but that copies each array several times over.
+    Raises messages.ScalarError or tensors.TensorError for what can't be sent.
+    """
+    _, parts = _lay_out(arrays, metrics, weight, b"", "")
+    return b"".join(map(_plain, parts))
+
+
+def encode_result(
+    *,
+    tensors: Tensors | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    weight: float = 0.0,
+    payload: bytes = b"",
+    status: str = "",
+) -> bytes | memoryview:
+    """The serialised ParticipantMessage that messages.result would make of the same arguments.
+
+    Each array of a large one is copied once, whatever its layout. The order of the fields isn't protobuf's.
+    Raises what messages.result does, and ValueError for more than 2 GiB.
+    """
+    size, parts = _lay_out(tensors, metrics, weight, payload, status)
+    if size <= WHOLE_SIZE:
+        return b"".join(map(_plain, parts))
+    if size > _LARGEST:
+        raise ValueError(f"a result of {size} bytes is over the limit of {_LARGEST} bytes")
+    buffer = np.empty(size, np.uint8)
+    encoded = buffer.data
+    position = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()  # so that what had to be converted lives no longer than it must
+        if isinstance(part, tuple):
+            source, dtype = part
+            stop = position + source.size * dtype.itemsize
+            buffer[position:stop].view(dtype).reshape(source.shape)[...] = source
+        elif isinstance(part, stream_pb2.Tensor):
+            stop = position + part.ByteSize()
+            encoded[position:stop] = part.SerializeToString()
+        else:
+            stop = position + len(part)
+            encoded[position:stop] = part
+        position = stop
+    return encoded.toreadonly()
+
+
+_Array: TypeAlias = tuple[npt.NDArray[Any], np.dtype[Any]]
+_Part: TypeAlias = bytes | stream_pb2.Tensor | _Array
+
+
+def _lay_out(
+    tensors: Tensors | None, metrics: Mapping[str, Any] | None, weight: float, payload: bytes, status: str
+) -> tuple[int, list[_Part]]:
+    """The size of the message, and what it consists of, in order; an array is what its elements in this dtype
+    are in memory."""
+    is_bulk = isinstance(payload, bytes)  # what it may be otherwise is protobuf's to say
+    small = result(metrics=metrics, weight=weight, payload=b"" if is_bulk else payload, status=status)
+    head = small.result.SerializeToString()
+    parts: list[_Part] = [head]
+    size = len(head)
+    if isinstance(tensors, Mapping):
+        for name, array in tensors.items():
+            tensor = stream_pb2.Tensor()
+            source, dtype = outline_tensor(tensor, name, array)
+            data_size = source.size * dtype.itemsize
+            fields = tensor.SerializeToString() + bytes([_DATA]) + _varint(data_size)
+            fields = bytes([_TENSOR]) + _varint(len(fields) + data_size) + fields
+            parts += (fields, (source, dtype))
+            size += len(fields) + data_size
+    elif tensors is not None:
+        for tensor in tensors:
+            if not isinstance(tensor, stream_pb2.Tensor):
+                raise TypeError("tensors must be a dict of names to arrays, or a sequence of Tensors")
+            tensor_size = tensor.ByteSize()
+            prefix = bytes([_TENSOR]) + _varint(tensor_size)
+            parts += (prefix, tensor)
+            size += len(prefix) + tensor_size
+    if is_bulk and payload:
+        prefix = bytes([_PAYLOAD]) + _varint(len(payload))
+        parts += (prefix, payload)
+        size += len(prefix) + len(payload)
+    prefix = bytes([_RESULT]) + _varint(size)
+    return len(prefix) + size, [prefix, *parts]
+
+
+def _plain(part: _Part) -> bytes | memoryview:
+    if isinstance(part, tuple):
+        return np.ascontiguousarray(*part).reshape(-1).view(np.uint8).data
+    return part.SerializeToString() if isinstance(part, stream_pb2.Tensor) else part
+
+
+def _align(data: memoryview, sliced: _Sliced) -> list[tuple[int, int]]:
+    """Moves each tensor's data down to a multiple of _ALIGNMENT, over what has been read; returns where it is
+    then.
+
+    It stays where it is if other bulk would be hurt: between the two of them may be as few as 4 bytes.
+    """
+    aligned: list[tuple[int, int]] = []
+    taken = 0
+    for start, stop in sliced.tensors:
+        if sliced.payload[1] <= start:
+            taken = max(taken, sliced.payload[1])
+        shift = start % _ALIGNMENT
+        if start - shift < taken:
+            shift = 0
+        if shift and stop > start:
+            data[start - shift : stop - shift] = data[start:stop]
+        aligned.append((start - shift, stop - shift))
+        taken = stop - shift
+    return aligned
+
+
+def _twice(name: str) -> TensorError:
+    return TensorError(name, "there are two of this name in one message")
+
+
+class _UnexpectedError(Exception):
+    """What the walk leaves to protobuf: malformed, or merely unusual."""
+
+
+def _parse(data: bytes | memoryview, kind: type[_Message]) -> _Message:
+    try:
+        return kind.FromString(cast("bytes", data))
+    except DecodeError as error:
+        raise MalformedMessageError(f"not a {kind.__name__} ({error})") from None
+
+
+class _Sliced(NamedTuple):
+    rest: bytes  # the message without its bulk
+    tensors: list[tuple[int, int]]  # from where to where each tensor's data is
+    payload: tuple[int, int]
+
+
+def _without_bulk(data: bytes | memoryview, form: _Form) -> _Sliced | None:
+    """None where protobuf has to say what to make of it."""
+    try:
+        return _walk(data, form)
+    except (_UnexpectedError, IndexError):  # IndexError: the bytes end amid a field
+        return None
+
+
+def _walk(data: bytes | memoryview, form: _Form) -> _Sliced:
+    end = len(data)
+    if data[0] != form.message or end > _LARGEST:
+        raise _UnexpectedError
+    position, stop = _span(data, 1, end)
+    if stop != end:
+        raise _UnexpectedError
+    parts: list[bytes | memoryview] = []
+    spans: list[tuple[int, int]] = []
+    payload = (end, end)
+    taken = position  # what is before it is in the parts or left out
+    while position < end:
+        tag = data[position]
+        if tag == _TENSOR:
+            start, stop = _span(data, position + 1, end)
+            field, bulk, bulk_stop = _tensor_data(data, start, stop)
+            spans.append((bulk, bulk_stop))
+            size = _varint(field - start + stop - bulk_stop)
+            parts += (data[taken : position + 1], size, data[start:field], data[bulk_stop:stop])
+            position = taken = stop
+        elif tag == form.payload:
+            parts.append(data[taken:position])
+            payload = _span(data, position + 1, end)
+            position = taken = payload[1]
+        elif tag in form.small:
+            _, position = _span(data, position + 1, end)
+        elif tag == form.fixed and position + 9 <= end:
+            position += 9
+        else:
+            raise _UnexpectedError
+    parts.append(data[taken:])
+    rest = b"".join(parts)
+    return _Sliced(b"".join((bytes([form.message]), _varint(len(rest)), rest)), spans, payload)
+
+
+def _tensor_data(data: bytes | memoryview, position: int, end: int) -> tuple[int, int, int]:
+    """Where the data of the tensor at ``position`` is: its tag, its first byte and its end."""
+    found: tuple[int, int, int] | None = None
+    while position < end:
+        tag = data[position]
+        if tag == _DATA and found is None:
+            start, stop = _span(data, position + 1, end)
+            found = position, start, stop
+            position = stop
+        elif tag in (_NAME, _PACKED_SHAPE):
+            _, position = _span(data, position + 1, end)
+        elif tag in (_DTYPE, _LENGTH):
+            position += 1
+            last = position + 9
+            while data[position] >= 0x80 and position < last:
+                position += 1
+            if data[position] >= 0x80 or position >= end:
+                raise _UnexpectedError
+            position += 1
+        else:
+            raise _UnexpectedError
+    return found or (end, end, end)
+
+
+def _span(data: bytes | memoryview, position: int, end: int) -> tuple[int, int]:
+    """From where to where the content goes whose length is at ``position``."""
+    length = data[position]
+    position += 1
+    if length >= 0x80:
+        length &= 0x7F
+        shift = 7
+        while (byte := data[position]) >= 0x80 and shift < 28:
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            position += 1
+        position += 1
+        if byte == 0 or byte >= 0x80:  # whether a length may be longer than it need be is protobuf's to say
+            raise _UnexpectedError
+        length |= byte << shift
+    stop = position + length
+    if stop > end:
+        raise _UnexpectedError
+    return position, stop
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

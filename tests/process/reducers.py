@@ -1,0 +1,63 @@
+"""Reducers of our own, for the workers to import. All but the first can't do what they must."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+
+from manager.reducers import Contribution, Reducer
+
+
+class Median(Reducer):
+    """Of single numbers named x: all of them are its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: list[float] = []
+
+    def fold(self, contribution: Contribution) -> None:
+        self._values += contribution.tensors["x"].tolist()
+
+    def state(self) -> Contribution:
+        return Contribution({"x": np.array(self._values)}, {}, 0.0)
+
+    def merge(self, state: Contribution) -> None:
+        self.fold(state)
+
+    def finish(self) -> Contribution:
+        return Contribution({"x": np.array([np.median(self._values)])}, {}, 0.0)
+
+
+class Stateless(Median):
+    """Can't say what it has come to."""
+
+    def state(self) -> Contribution:
+        raise RuntimeError("no idea")
+
+
+class Complex(Median):
+    """Has a state of a kind that can't be sent."""
+
+    def state(self) -> Contribution:
+        return Contribution({"x": np.array(self._values, np.complex128)}, {}, 0.0)
+
+
+class Nothing(Median):
+    """Has forgotten to return its state."""
+
+    def state(self) -> Contribution:
+        return cast(Contribution, None)
+
+
+class Picky(Median):
+    """Fails in a way of its own at what isn't a positive number."""
+
+    def fold(self, contribution: Contribution) -> None:
+        if contribution.tensors["x"].min() <= 0:
+            raise RuntimeError("not positive")
+        super().fold(contribution)
+
+
+REDUCERS = [f"{__name__}:{name}" for name in ("Median", "Stateless", "Complex", "Nothing", "Picky")]
+"""What may be named in the tests."""
