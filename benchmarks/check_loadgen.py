@@ -1,127 +1,114 @@
-"""Is the load generator right? What it echoes is compared with what it was sent.
+"""Is the load generator right? Each of its ways to answer is examined by a server that knows the answers.
 
-Decides which messages are tried: sizes around the limits of HTTP/2 frames, flow-control windows, gRPC
-messages and chunks, and each kind of ServerMessage. The server is grpc.aio, so what is checked is that the
-hand-made HTTP/2 and protobuf of loadgen/ are those of everyone else. To be run after a change there.
+Decides which variants are tried: sizes around the limits of HTTP/2 frames, flow-control windows, gRPC
+messages and chunks, each kind of ServerMessage, cancels, and messages too large to be kept. The server is
+grpc.aio (and Flower's own), so what is checked is that the hand-made HTTP/2 and protobuf of loadgen/ are
+those of everyone else. To be run after a change there.
 
     python -m benchmarks.check_loadgen
+    python -m benchmarks.check_loadgen --flower      # with Flower's server too; installs it the first time
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import grpc
 import grpc.aio
 
-from benchmarks.baselines.bare_echo import OPTIONS, SERVICE
-from benchmarks.measure import Bench, Report, build_loadgen, counts
-from protos import stream_pb2
-from protos.envelope import CHUNK_SIZE, Assembler, Kind, kind_of, split
+from benchmarks.baselines.bare_echo import OPTIONS
+from benchmarks.compare import START_LIMIT
+from benchmarks.examine import WINDOW, Averages, Cancels, Echoes, Examiner
+from benchmarks.flower import install_flower
+from benchmarks.measure import Bench, Child, MeasurementError, Report, build_loadgen, counts
+from benchmarks.memory import MIB, peak_rss
 
-FRAME = 16384
-WINDOW = 65535
-SIZES = [0, 1, 100, FRAME - 20, FRAME, WINDOW, WINDOW + 1, 1_000_000, 5 * CHUNK_SIZE, 5 * CHUNK_SIZE + 77]
-# A Result has a few bytes around its payload: one of these is exactly at the limit between whole and chunked.
-SIZES += [CHUNK_SIZE - overhead for overhead in range(12)]
+THINK_MS = 400
+LARGE = 20 * 1000 * 1000
+MOST_MEMORY = 4 * LARGE
+"""Bytes that the load generator may take with answers of LARGE bytes, for any number of participants: to make
+one it needs two copies, for a moment three."""
 
-
-class Examiner:
-    """Serves one conversation per participant in which every answer is known beforehand."""
-
-    def __init__(self) -> None:
-        self.passed: Counter[str] = Counter()
-        self.failed: Counter[str] = Counter()
-
-    def handler(self) -> grpc.GenericRpcHandler:
-        return grpc.method_handlers_generic_handler(
-            SERVICE, {"Connect": grpc.stream_stream_rpc_method_handler(self.connect)}
-        )
-
-    async def connect(
-        self, _requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
-    ) -> None:
-        first = await self._read(context)
-        self._check("hello", first.hello.participant_id.startswith("check-"))
-        for size in SIZES:
-            payload = os.urandom(size)
-            instruction = stream_pb2.Instruction(
-                name="x" * (size % 300),
-                config={"k": stream_pb2.Scalar(int_value=-4)},
-                tensors=[stream_pb2.Tensor(name="t", shape=[3], data=b"abc")],
-                payload=payload,
-            )
-            await self._write(context, stream_pb2.ServerMessage(instruction=instruction))
-            answer = await self._read(context)
-            self._check(f"{size} bytes", answer.result.payload == payload)
-        await self._write(context, stream_pb2.ServerMessage())
-        self._check("empty message", (await self._read(context)).HasField("result"))
-        await self._write(context, stream_pb2.ServerMessage(cancel=stream_pb2.Cancel()))
-        reconnect = stream_pb2.Reconnect(delay_seconds=3600, address="elsewhere.example:1")
-        await self._write(context, stream_pb2.ServerMessage(reconnect=reconnect))
-        self._check("leave", (await self._read(context)).HasField("leave"))
-        end: Any = await context.read()
-        self._check("end of stream", end is grpc.aio.EOF)
-
-    def _check(self, what: str, right: bool) -> None:
-        (self.passed if right else self.failed)[what] += 1
-
-    async def _write(
-        self, context: grpc.aio.ServicerContext[bytes, bytes], message: stream_pb2.ServerMessage
-    ) -> None:
-        for piece in split(message.SerializeToString(), stream_pb2.ServerMessage):
-            await context.write(piece)
-
-    async def _read(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> stream_pb2.ParticipantMessage:
-        assembler = Assembler()
-        data: Any = await context.read()
-        while data is not grpc.aio.EOF and kind_of(data) is Kind.CHUNK:
-            whole = assembler.add(stream_pb2.ParticipantMessage.FromString(data).chunk)
-            data = await context.read() if whole is None else whole
-        return stream_pb2.ParticipantMessage.FromString(b"" if data is grpc.aio.EOF else data)
+ECHO = ["--echo", "--id-prefix", "check-"]
+VARIANTS: Sequence[tuple[str, Callable[[], Examiner], Sequence[object]]] = [
+    ("echo", Echoes, ECHO),
+    ("echo, small window", Echoes, [*ECHO, "--window", WINDOW]),
+    ("echo, thinking", Echoes, [*ECHO, "--think-ms", 2, "--think-exponential", "--source-addresses", 3]),
+    ("a small tensor", lambda: Averages(100, 100), ["--tensor-bytes", 100]),
+    ("an empty tensor", lambda: Averages(0, 0), ["--tensor-bytes", 0]),
+    ("a large tensor", lambda: Averages(LARGE, LARGE), ["--tensor-bytes", LARGE]),
+    ("cancels", lambda: Cancels(THINK_MS / 1000), ["--accept-cancel", "--think-ms", THINK_MS]),
+]
 
 
-async def check(bench: Bench, participants: int, timeout: float, *options: object) -> tuple[Examiner, Report]:
-    examiner = Examiner()
+async def check(
+    bench: Bench, examiner: Examiner, participants: int, timeout: float, *options: object
+) -> tuple[Report, int]:
+    """Lets the examiner talk to all participants; returns the load generator's counts and peak memory."""
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((examiner.handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    load = ["--echo", "--id-prefix", "check-", *options]
-    address = f"127.0.0.1:{port}"
-    loadgen = await asyncio.to_thread(bench.loadgen, address, participants, *load)
-    deadline = asyncio.get_running_loop().time() + timeout
-    while (now := await asyncio.to_thread(counts, loadgen))["left"] + now["lost"] < participants:
-        if asyncio.get_running_loop().time() > deadline:
-            break
-        await asyncio.sleep(0.1)
+    loadgen = await asyncio.to_thread(bench.loadgen, f"127.0.0.1:{port}", participants, *options)
+    end = await asyncio.to_thread(wait_for_the_end, loadgen, participants, timeout)
+    peak = peak_rss([loadgen.pid])
     await server.stop(0)
-    return examiner, now
+    return end, peak
+
+
+def wait_for_the_end(loadgen: Child, participants: int, timeout: float) -> Report:
+    """Until all have gone, or time is up."""
+    waited, pause = 0.0, 0.1
+    while (now := counts(loadgen))["left"] + now["lost"] < participants and waited < timeout:
+        asyncio.run(asyncio.sleep(pause))
+        waited += pause
+    return now
+
+
+def check_flower(participants: int, timeout: float, tensor_bytes: int) -> bool:
+    """Whether Flower's own server gets from the load generator what it should."""
+    with Bench(limit=timeout + 30) as bench:
+        options = ["--check", "--participants", participants, "--tensor-bytes", tensor_bytes]
+        command = [str(install_flower()), "-m", "benchmarks.baselines.flower_server", *map(str, options)]
+        server = bench.start("Flower", command)
+        address = server.report(START_LIMIT)["listen"]
+        loadgen = bench.loadgen(address, participants, "--flower", "--tensor-bytes", tensor_bytes)
+        found = server.report(timeout)
+        end = wait_for_the_end(loadgen, participants, 10)
+    fine = all(found.values()) and end["left"] == participants
+    print(f"Flower, {tensor_bytes} bytes: {'right' if fine else 'WRONG'}")
+    if not fine:
+        print(f"  {found}\n  {end}")
+    return fine
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--participants", type=int, default=8)
     parser.add_argument("--timeout", type=float, default=60, help="seconds for each of the checks")
+    parser.add_argument("--flower", action="store_true", help="also by Flower's server")
     args = parser.parse_args()
-    build_loadgen()
     wrong = False
-    variants = [[], ["--window", WINDOW], ["--think-ms", 2, "--think-exponential", "--source-addresses", 3]]
-    for options in variants:
-        with Bench(limit=args.timeout + 30) as bench:
-            examiner, end = asyncio.run(check(bench, args.participants, args.timeout, *options))
-        right = [what for what, times in examiner.passed.items() if times == args.participants]
-        fine = len(right) == len(SIZES) + 4 and end["left"] == args.participants and not examiner.failed
-        wrong |= not fine
-        print(f"{' '.join(map(str, options)) or 'no options'}: {'right' if fine else 'WRONG'}")
-        if not fine:
-            print(f"  passed {dict(examiner.passed)}\n  failed {dict(examiner.failed)}\n  {end}")
+    try:
+        build_loadgen()
+        for name, make, options in VARIANTS:
+            examiner = make()
+            with Bench(limit=args.timeout + 30) as bench:
+                checking = check(bench, examiner, args.participants, args.timeout, *options)
+                end, peak = asyncio.run(checking)
+            fine = examiner.is_fine(args.participants) and end["left"] == args.participants
+            fine &= "--echo" in options or peak < MOST_MEMORY  # an echo has to keep what it got
+            wrong |= not fine
+            print(f"{name}: {'right' if fine else 'WRONG'}")
+            if not fine:
+                print(f"  passed {dict(examiner.passed)}\n  failed {dict(examiner.failed)}")
+                print(f"  {end}\n  {peak / MIB:.0f} MiB at most")
+        if args.flower:
+            wrong |= not all(check_flower(args.participants, args.timeout, size) for size in (100, LARGE))
+    except MeasurementError as error:
+        sys.exit(str(error))
     sys.exit(wrong)
 
 

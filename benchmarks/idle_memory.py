@@ -2,7 +2,7 @@
 
 Decides the load (thousands of participants that connect at once and then wait for an instruction) and the
 target. Memory is taken before they come and after they have settled; what a worker needs for itself alone is
-thus left out. How to measure is measure.py's.
+thus left out. How to measure is measure.py's and memory.py's.
 
     python -m benchmarks.idle_memory
     python -m benchmarks.idle_memory --participants 20000 --source-addresses 2
@@ -19,15 +19,14 @@ import time
 from benchmarks.measure import (
     Bench,
     MeasurementError,
-    Memory,
     Report,
     build_loadgen,
     counts,
     cpu_seconds,
-    memory,
     print_table,
     write_results,
 )
+from benchmarks.memory import MIB, memory
 
 
 def measure(args: argparse.Namespace) -> Report:
@@ -36,7 +35,7 @@ def measure(args: argparse.Namespace) -> Report:
         server = bench.python("Muster", "benchmarks.drive", "--mode", "idle", *options)
         ready = server.report(30)
         roles: dict[str, list[int]] = {"workers": ready["workers"], "coordinator": [ready["pid"]]}
-        before = {role: _sum(pids) for role, pids in roles.items()}
+        before = {role: memory(*pids) for role, pids in roles.items()}
         cpu_before = {role: cpu_seconds(pids) for role, pids in roles.items()}
 
         began = time.monotonic()
@@ -48,7 +47,7 @@ def measure(args: argparse.Namespace) -> Report:
         storm_cpu = {role: cpu_seconds(pids) - cpu_before[role] for role, pids in roles.items()}
 
         time.sleep(args.settle)
-        after = {role: _sum(pids) for role, pids in roles.items()}
+        after = {role: memory(*pids) for role, pids in roles.items()}
         load_counts = counts(loadgen)
         loadgen.finish()
         server.finish()
@@ -71,11 +70,6 @@ def measure(args: argparse.Namespace) -> Report:
     }
 
 
-def _sum(pids: list[int]) -> Memory:
-    each = [memory(pid) for pid in pids]
-    return Memory(rss=sum(m.rss for m in each), pss=sum(m.pss for m in each))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--participants", type=int, default=5000)
@@ -91,7 +85,6 @@ def main() -> None:
         result = measure(args)
     except MeasurementError as error:
         sys.exit(str(error))
-    mib = 1024 * 1024
     print_table(
         f"{result['pooled']:,} idle participants, {args.workers} workers ({result['spread']}), "
         f"all pooled after {result['pooled_seconds']:.2f} s, {result['lost']} lost",
@@ -99,8 +92,8 @@ def main() -> None:
         [
             [
                 role,
-                f"{m['rss_before'] / mib:.1f}",
-                f"{m['rss_after'] / mib:.1f}",
+                f"{m['rss_before'] / MIB:.1f}",
+                f"{m['rss_after'] / MIB:.1f}",
                 f"{m['rss_kib_each']:.1f}",
                 f"{m['pss_kib_each']:.1f}",
                 f"{result['storm_cpu_seconds'][role]:.2f}",

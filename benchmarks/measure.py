@@ -1,9 +1,9 @@
 """Starts processes, measures them from outside, and ends them all: what every benchmark here stands on.
 
 Decides how a process is known to be ready (a JSON line on its stdout), how its cost is counted (CPU seconds
-of all threads and memory, by process id) and where results go (benchmarks/results). What is run, and what the
-figures mean, is for the benchmarks to say. Whatever happens, no process outlives its ``Bench``, and no wait
-is without a limit.
+of all threads, by process id; memory is memory.py's) and where results go (benchmarks/results). What is run,
+and what the figures mean, is for the benchmarks to say. Whatever happens, no process outlives its ``Bench``,
+and no wait is without a limit.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import contextlib
 import json
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -128,22 +129,26 @@ class Bench:
 
     def python(self, name: str, module: str, *options: object) -> Child:
         """Starts ``python -m module options``."""
-        return self._start(name, [sys.executable, "-m", module, *map(str, options)])
+        return self.start(name, [sys.executable, "-m", module, *map(str, options)])
 
     def loadgen(self, address: str, participants: int, *options: object) -> Child:
         """Starts the load generator with so many participants of the server at ``host:port``."""
         host, _, port = address.rpartition(":")
         command = [str(build_loadgen()), "--host", host, "--port", port, "--participants", str(participants)]
-        child = self._start("load generator", [*command, *map(str, options)])
+        child = self.start("load generator", [*command, *map(str, options)])
         child.report(timeout=10)  # from now on it hears signals
         return child
 
-    def _start(self, name: str, command: Sequence[str]) -> Child:
+    def start(self, name: str, command: Sequence[str]) -> Child:
+        """Starts any other command that reports in JSON lines."""
         child = Child(name, command)
         self._children.append(child)
         return child
 
     def __enter__(self) -> Self:
+        # Thousands of sockets; the processes inherit it.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._timer = threading.Timer(self._limit, self._kill_all)
         self._timer.daemon = True
         self._timer.start()
@@ -172,27 +177,29 @@ def _terminated(number: int, _frame: FrameType | None) -> None:
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """CPU seconds, user and system, of all threads of these processes so far."""
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    try:
+        times = [psutil.Process(pid).cpu_times() for pid in pids]
+    except psutil.NoSuchProcess as gone:
+        raise MeasurementError(f"process {gone.pid} ended while it was measured") from None
     return sum(t.user + t.system for t in times)
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes. ``pss`` counts what is shared with other processes in proportion; ``rss`` counts it in full."""
-
-    rss: int
-    pss: int
+def counts(child: Child, timeout: float = 10) -> Report:
+    """What the load generator, or a server that hears SIGUSR1, has counted so far."""
+    child.signal(signal.SIGUSR1)
+    return child.report(timeout)
 
 
-def memory(pid: int) -> Memory:
-    info = psutil.Process(pid).memory_full_info()
-    return Memory(rss=info.rss, pss=getattr(info, "pss", 0))
-
-
-def counts(loadgen: Child) -> Report:
-    """What the load generator has counted so far."""
-    loadgen.signal(signal.SIGUSR1)
-    return loadgen.report(timeout=10)
+def wait_until(
+    child: Child, what: str, reached: Callable[[Report], object], timeout: float, pause: float = 0.1
+) -> Report:
+    """Asks for the process's counts until they are as wanted; ``what`` says in words what that is."""
+    deadline = time.monotonic() + timeout
+    while not reached(now := counts(child)):
+        if time.monotonic() > deadline:
+            raise MeasurementError(f"not {what} after {timeout:g} s: {now}")
+        time.sleep(pause)
+    return now
 
 
 def wait_for_load(loadgen: Child, participants: int, timeout: float = 30) -> None:
@@ -233,10 +240,18 @@ class Window:
         }
 
 
-def observe(loadgen: Child, roles: Mapping[str, Sequence[int]], seconds: float) -> Window:
+def observe(
+    loadgen: Child,
+    roles: Mapping[str, Sequence[int]],
+    seconds: float,
+    round_size: int = 1,
+    limit: float = 60,
+) -> Window:
     """Lets the load run for so many seconds and counts round trips and the CPU time of each role's processes.
 
-    The load generator counts the round trips, so they mean the same whatever the server is.
+    The load generator counts the round trips, so they mean the same whatever the server is. Where they come
+    in rounds of ``round_size``, with a pause between, the window is made of whole rounds: it gets longer by
+    up to two of them, each within ``limit`` seconds.
     """
     pids = {**roles, "load generator": [loadgen.pid]}
 
@@ -245,13 +260,23 @@ def observe(loadgen: Child, roles: Mapping[str, Sequence[int]], seconds: float) 
         cpu = {role: cpu_seconds(group) for role, group in pids.items()}
         return time.perf_counter(), now, cpu, _busy_seconds()
 
+    def end_of_a_round() -> None:
+        rounds = counts(loadgen)["sent"] // round_size
+        wait_until(
+            loadgen,
+            "a round further",
+            lambda now: now["lost"] or now["sent"] // round_size > rounds,
+            limit,
+            pause=0.01,
+        )
+
+    end_of_a_round()
     began, before, cpu_before, busy_before = sample()
     time.sleep(seconds)
+    end_of_a_round()
     ended, after, cpu_after, busy_after = sample()
     if after["lost"]:
         raise MeasurementError(f"participants were lost: {after['ends']}")
-    if after["sent"] == before["sent"]:
-        raise MeasurementError(f"not one round trip in {seconds:g} s")
     cpu = {role: cpu_after[role] - cpu_before[role] for role in pids}
     return Window(
         round_trips=after["sent"] - before["sent"],
@@ -316,4 +341,4 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         table.add_column(column, justify="right" if table.columns else "left")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

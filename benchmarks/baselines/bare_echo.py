@@ -24,7 +24,8 @@ import uvloop
 
 from benchmarks.meter import Meter, say, say_listening
 from protos import stream_pb2
-from protos.envelope import MAX_FRAME_SIZE, Kind, kind_of, split
+from protos.chunks import MAX_FRAME_SIZE, Pieces, read_chunk
+from protos.envelope import Kind, kind_of
 
 SERVICE = "muster.stream.v1.ParticipantManager"
 
@@ -43,7 +44,7 @@ class Echo:
     def __init__(self, instruction_size: int) -> None:
         instruction = stream_pb2.Instruction(name="echo", payload=bytes(instruction_size))
         message = stream_pb2.ServerMessage(instruction=instruction)
-        self._pieces = split(message.SerializeToString(), stream_pb2.ServerMessage)
+        self._pieces = list(Pieces(message.SerializeToString(), stream_pb2.ServerMessage))
         self.round_trips = 0
         self.begun = asyncio.Event()
 
@@ -65,8 +66,8 @@ class Echo:
                 await context.write(piece)
             data = await read()
             while data is not grpc.aio.EOF and kind_of(data) is Kind.CHUNK:
-                chunk = stream_pb2.ParticipantMessage.FromString(data).chunk
-                missing = (chunk.total_size or missing) - len(chunk.data)
+                total_size, chunk = read_chunk(data)
+                missing = (total_size or missing) - len(chunk)
                 if not missing:
                     break
                 data = await read()

@@ -65,10 +65,15 @@ class Connection {
     control_ += block;
   }
 
-  // Queues bytes of the stream. After those with `end` nothing may follow.
-  void send(wire::Bytes bytes, bool end = false) { queue_.push_back({std::move(bytes), end}); }
+  enum class Last { kNo, kYes };  // after the last bytes of a stream nothing may follow
+  enum class Counted { kNo, kYes };
 
-  // How many of the sends have been handed out completely.
+  // Queues bytes of the stream.
+  void send(wire::Bytes bytes, Counted counted, Last last = Last::kNo) {
+    queue_.push_back({std::move(bytes), counted, last});
+  }
+
+  // How many of the counted sends have been handed out completely.
   uint64_t sent() const { return sent_; }
   bool idle() const { return queue_.empty(); }
 
@@ -129,7 +134,8 @@ class Connection {
  private:
   struct Send {
     wire::Bytes bytes;
-    bool end;
+    Counted counted;
+    Last last;
   };
 
   static void put_header(std::string& out, uint32_t length, uint8_t type, uint8_t flags, uint32_t stream) {
@@ -157,7 +163,7 @@ class Connection {
   // Lays out what is written next. The parts point into `control_out_`, `heads_` and queued messages, which stay
   // as they are until all parts are written.
   void plan() {
-    for (; planned_ > 0; planned_--, sent_++) queue_.pop_front();
+    for (; planned_ > 0; planned_--, queue_.pop_front()) sent_ += queue_.front().counted == Counted::kYes;
     first_ = count_ = 0;
     if (!control_.empty()) {
       control_out_.swap(control_);
@@ -174,7 +180,7 @@ class Connection {
       send_window_ -= size, stream_window_ -= size;
       const bool last = size == rest;
       char* const head = heads_.data() + heads_.size();
-      put_header(heads_, uint32_t(size), kData, last && next.end ? kEndStream : 0, 1);
+      put_header(heads_, uint32_t(size), kData, last && next.last == Last::kYes ? kEndStream : 0, 1);
       parts_[count_++] = {head, 9};
       parts_[count_++] = {const_cast<char*>(next.bytes->data()) + offset_, size_t(size)};
       offset_ = last ? 0 : offset_ + size_t(size);

@@ -2,10 +2,11 @@
 //
 // It costs so little (about 0.01 CPU seconds per 1,000 round trips) that a measurement shows the server and not
 // its client, because it speaks HTTP/2 and gRPC itself, on raw sockets, and only as far as needed. What it speaks
-// and what not is said in http2.h; what a participant answers in participant.h; the messages' bytes in wire.h.
-// This file decides about sockets, time, counting and options.
+// and what not is said in http2.h; what a participant answers in participant.h; the messages' bytes in wire.h and,
+// for Flower's server, in flower.h; the options in options.h. This file decides about sockets, time and counting.
 //
-// stdout: JSON, one line at the start (signals are heard from then on), one per SIGUSR1 and one at the end. stderr: a line per second (--verbose).
+// stdout: JSON, one line at the start (signals are heard from then on), one per SIGUSR1 and one at the end.
+// stderr: a line per second (--verbose).
 // Build: g++ -std=c++17 -O2 -o loadgen loadgen.cpp    (Linux: epoll, signalfd)
 
 #include <arpa/inet.h>
@@ -22,14 +23,16 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
-#include <cstdlib>
 #include <deque>
 #include <map>
+#include <optional>
 #include <queue>
 #include <random>
 #include <utility>
 
+#include "options.h"
 #include "participant.h"
+#include "rounds.h"
 
 namespace {
 
@@ -42,37 +45,9 @@ Clock::duration seconds(double value) {
 
 double in_seconds(Clock::duration value) { return std::chrono::duration<double>(value).count(); }
 
-struct Options {
-  std::string host = "127.0.0.1";
-  uint16_t port = 0;
-  uint32_t participants = 1;
-  uint32_t source_addresses = 0;
-  double think_seconds = 0, connect_rate = 0, duration = 0, reconnect_seconds = -1;
-  bool think_exponential = false, leave = false, verbose = false;
-};
-
-const char kUsage[] = R"(usage: loadgen --port PORT [options]
-  --host HOST             where the server is (127.0.0.1)
-  --participants N        how many, each with a TCP connection of its own (1)
-  --id-prefix TEXT        say hello as TEXT0, TEXT1, ...; without it the first message is empty
-  --answer-size BYTES     payload of each answer (100)
-  --echo                  answer with the instruction's own payload instead
-  --chunk-size BYTES      larger messages go in chunks; 0: never (1048576)
-  --think-ms MS           answer so much later (0)
-  --think-exponential     ... on average, exponentially distributed
-  --connect-rate RATE     connections per second; 0: all at once (0)
-  --reconnect-ms MS       a lost participant comes back after so long; without it, never
-  --duration SECONDS      how long; 0: until SIGTERM or SIGINT (0)
-  --leave                 at the end, send a leave and wait for the server's trailers (at most 5 s)
-  --source-addresses K    connect from 127.0.0.1 ... 127.0.0.K, each with ports of its own
-  --path PATH             the method (/muster.stream.v1.ParticipantManager/Connect)
-  --window BYTES          flow-control window given to the server (16777216)
-  --verbose               a line per second on stderr
-)";
-
 struct Counts {
   uint64_t connected = 0, open = 0, lost = 0, left = 0, reconnects = 0;
-  uint64_t received = 0, sent = 0, bytes_in = 0, bytes_out = 0;
+  uint64_t received = 0, sent = 0, cancelled = 0, bytes_in = 0, bytes_out = 0;
   std::map<std::string, uint64_t> ends;  // why streams ended that should not have
 };
 
@@ -94,6 +69,7 @@ class Loadgen {
     if (files.rlim_cur < options.participants + 16)
       throw std::runtime_error("only " + std::to_string(files.rlim_cur) + " files may be open (ulimit -n)");
 
+    if (options.round_times) rounds_.emplace(options.participants);
     sigset_t signals;
     sigemptyset(&signals);
     for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&signals, signal);
@@ -118,6 +94,10 @@ class Loadgen {
     while (!stopping_ || (counts_.open > 0 && options_.leave && Clock::now() < grace_)) step();
   }
 
+  void print_rounds() const {
+    if (rounds_) std::fprintf(stdout, "%s\n", rounds_->json().c_str());
+  }
+
   void print(FILE* to) const {
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
@@ -138,12 +118,12 @@ class Loadgen {
     using Number = unsigned long long;
     std::fprintf(to,
                  "{\"participants\": %u, \"connected\": %llu, \"open\": %llu, \"lost\": %llu, \"left\": %llu, "
-                 "\"reconnects\": %llu, \"received\": %llu, \"sent\": %llu, \"bytes_in\": %llu, "
-                 "\"bytes_out\": %llu, \"seconds\": %.6f, \"cpu_seconds\": %.6f, "
+                 "\"reconnects\": %llu, \"received\": %llu, \"sent\": %llu, \"cancelled\": %llu, "
+                 "\"bytes_in\": %llu, \"bytes_out\": %llu, \"seconds\": %.6f, \"cpu_seconds\": %.6f, "
                  "\"cpu_seconds_per_1000\": %.6f, \"ends\": {%s}}\n",
                  options_.participants, Number(c.connected), Number(c.open), Number(c.lost), Number(c.left),
-                 Number(c.reconnects), Number(c.received), Number(c.sent), Number(c.bytes_in),
-                 Number(c.bytes_out), elapsed, cpu, c.sent ? cpu * 1000 / double(c.sent) : 0.0, ends.c_str());
+                 Number(c.reconnects), Number(c.received), Number(c.sent), Number(c.cancelled),
+                 Number(c.bytes_in), Number(c.bytes_out), elapsed, cpu, c.sent ? cpu * 1000 / double(c.sent) : 0.0, ends.c_str());
     std::fflush(to);
   }
 
@@ -271,7 +251,10 @@ class Loadgen {
       if (size > 0) {
         counts_.bytes_in += uint64_t(size);
         participant.connection->receive(buffer_, size_t(size));
-        counts_.received += std::exchange(participant.messages, 0);
+        const uint64_t messages = std::exchange(participant.messages, 0);
+        counts_.received += messages;
+        if (rounds_) rounds_->received(messages);
+        counts_.cancelled += std::exchange(participant.cancelled, 0);
         if (participant.connection->over()) return gone(index, participant.end_reason);
         if (participant.answer && !participant.thinking) answer(index);
       }
@@ -307,7 +290,13 @@ class Loadgen {
       counts_.bytes_out += uint64_t(size);
       connection.written(size_t(size));
     }
-    counts_.sent += participant.answers_among(sent_before, connection.sent());
+    const uint64_t sent = connection.sent() - sent_before;
+    counts_.sent += sent;
+    if (rounds_) rounds_->sent(sent);
+    if (participant.hang_up && connection.idle()) {
+      participant.hang_up = false;
+      shutdown(participant.fd, SHUT_WR);  // the server closes its side, which ends the participant
+    }
     if (full != participant.wants_to_write) {
       participant.wants_to_write = full;
       epoll_event event{};
@@ -349,64 +338,9 @@ class Loadgen {
   std::priority_queue<Timer> timers_;
   std::mt19937 random_{1};
   Counts counts_;
+  std::optional<Rounds> rounds_;
   char buffer_[256 * 1024];
 };
-
-// Reads the command line; exits with a sentence if it makes no sense.
-void read_options(int argc, char** argv, Options& options, Script& script) {
-  const auto refuse = [](const std::string& why) {
-    std::fprintf(stderr, "loadgen: %s\n%s", why.c_str(), kUsage);
-    std::exit(2);
-  };
-  double port = 0, participants = 1, answer_size = 100, think_ms = 0, reconnect_ms = -1, sources = 0;
-  double chunk_size = double(script.chunk_size), window = double(script.window);
-  const std::map<std::string, double*> numbers = {
-      {"--port", &port}, {"--participants", &participants}, {"--answer-size", &answer_size},
-      {"--think-ms", &think_ms}, {"--reconnect-ms", &reconnect_ms}, {"--source-addresses", &sources},
-      {"--chunk-size", &chunk_size}, {"--window", &window}, {"--connect-rate", &options.connect_rate},
-      {"--duration", &options.duration}};
-  const std::map<std::string, std::string*> texts = {
-      {"--host", &options.host}, {"--id-prefix", &script.id_prefix}, {"--path", &script.path}};
-  const std::map<std::string, bool*> flags = {
-      {"--echo", &script.echo}, {"--think-exponential", &options.think_exponential},
-      {"--leave", &options.leave}, {"--verbose", &options.verbose}};
-  for (int i = 1; i < argc; i++) {
-    const std::string name = argv[i];
-    if (name == "--help") {
-      std::fputs(kUsage, stdout);
-      std::exit(0);
-    }
-    if (const auto flag = flags.find(name); flag != flags.end()) {
-      *flag->second = true;
-      continue;
-    }
-    const auto text = texts.find(name);
-    const auto number = numbers.find(name);
-    if (text == texts.end() && number == numbers.end()) refuse("there is no option " + name);
-    if (++i == argc) refuse(name + " wants a value");
-    if (text != texts.end()) {
-      *text->second = argv[i];
-      continue;
-    }
-    char* end = nullptr;
-    *number->second = std::strtod(argv[i], &end);
-    if (end == argv[i] || *end != '\0' || !(*number->second >= 0) || *number->second > 1e10)
-      refuse(name + " wants a number of at least 0, not " + argv[i]);
-  }
-  if (port < 1 || port > 65535) refuse("--port must be 1 to 65535");
-  if (participants < 1 || participants > 1e6) refuse("--participants must be 1 to 1000000");
-  if (window < 65535 || window > 0x7FFFFFFF) refuse("--window must be 65535 to 2147483647");
-  options.port = uint16_t(port);
-  options.participants = uint32_t(participants);
-  options.source_addresses = uint32_t(sources);
-  options.think_seconds = think_ms / 1000;
-  options.reconnect_seconds = reconnect_ms < 0 ? -1 : reconnect_ms / 1000;
-  script.chunk_size = size_t(chunk_size);
-  script.window = uint32_t(window);
-  script.authority = options.host + ":" + std::to_string(options.port);
-  const std::string payload(script.echo ? 0 : size_t(answer_size), 'm');
-  script.answer = std::make_shared<const std::string>(wire::framed(wire::result(payload), script.chunk_size));
-}
 
 }  // namespace
 
@@ -417,6 +351,7 @@ int main(int argc, char** argv) {
   try {
     const auto loadgen = std::make_unique<Loadgen>(options, script);
     loadgen->run();
+    loadgen->print_rounds();
     loadgen->print(stdout);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "loadgen: %s\n", error.what());

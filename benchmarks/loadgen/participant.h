@@ -1,8 +1,9 @@
 // One participant: what it says first, and what it answers to each message of the server.
 //
-// Decides how gRPC messages and chunks are put together, and the answer: the same bytes each time, or the payload
-// of the instruction again (echo). Leaves the bytes of messages to wire.h, frames to http2.h, and sockets, time
-// and counting over all participants to loadgen.cpp.
+// Decides how gRPC messages and chunks are put together, and the answer: the same bytes each time, which all
+// participants share, or the payload of the instruction again (echo). Without echo nothing of an instruction is
+// kept, however large. Leaves the bytes of messages to wire.h and flower.h, frames to http2.h, and sockets, time and
+// counting over all participants to loadgen.cpp.
 
 #pragma once
 
@@ -12,16 +13,18 @@
 #include <optional>
 #include <string>
 
+#include "flower.h"
 #include "http2.h"
 #include "wire.h"
 
 // What is the same for all participants.
 struct Script {
-  std::string authority, path = "/muster.stream.v1.ParticipantManager/Connect", id_prefix;
-  bool echo = false;
-  size_t chunk_size = 1 << 20;
+  std::string authority, path, id_prefix;
+  bool echo = false, accept_cancel = false;
+  wire::Sizes sizes;
   uint32_t window = 16 << 20;
-  wire::Bytes answer;  // as framed() made it
+  wire::Bytes answer, cancelled;            // as framed() made them
+  std::optional<flower::Answers> flower;    // instead, when the server is Flower's
 };
 
 class Participant final : http2::Listener {
@@ -36,46 +39,54 @@ class Participant final : http2::Listener {
     state = State::kOpen;
     have_ = 0;
     assembled_.clear(), assembled_size_ = total_size_ = 0;
-    answer = nullptr, leaving = thinking = false, end_reason.clear(), reconnect_after = -1;
-    const std::string first =
-        script_.id_prefix.empty() ? "" : wire::hello(script_.id_prefix + std::to_string(number_));
-    connection->send(std::make_shared<const std::string>(wire::framed(first, 0)));
+    answer = nullptr, leaving = hang_up = thinking = false, end_reason.clear(), reconnect_after = -1;
+    if (script_.flower) return;  // its server speaks first
+    std::string first;
+    if (!script_.id_prefix.empty()) first = wire::hello(id(), script_.accept_cancel);
+    else if (script_.accept_cancel) first = wire::hello("", true);
+    say(first);
   }
 
   // Says goodbye and ends its half of the stream.
   void leave() {
     if (leaving) return;
     leaving = true;
-    connection->send(std::make_shared<const std::string>(wire::framed(wire::leave("done"), 0)), true);
+    if (script_.flower)
+      hang_up = true;
+    else
+      say(wire::leave("done"), http2::Connection::Last::kYes);
   }
 
   // The answer that is due, if any, goes out.
   void send_answer() {
-    if (answer && !leaving) connection->send(std::move(answer));
+    if (answer && !leaving) connection->send(std::move(answer), http2::Connection::Counted::kYes);
     answer = nullptr;
     thinking = false;
-  }
-
-  // How many answers there are among the sends from `first` on and before `end`. The first send of a stream is
-  // what opens it, and with `leaving` the last one is the leave.
-  uint64_t answers_among(uint64_t first, uint64_t end) const {
-    if (first == end) return 0;
-    return end - first - (first == 0) - (leaving && connection->idle());
   }
 
   std::optional<http2::Connection> connection;
   State state = State::kAbsent;
   int fd = -1;
   bool wants_to_write = false;  // what epoll has been told
-  uint32_t generation = 0;      // +1 per connection, so that timers of an earlier one are known
+  uint32_t generation = 0;      // +1 per connection and per cancel, so that timers from before it are known
   wire::Bytes answer;           // due, once the participant has thought
   bool thinking = false;        // a timer will send it
   uint64_t messages = 0;        // whole messages received since the caller last set it to 0
+  uint64_t cancelled = 0;       // instructions answered with CANCELLED since then
   bool leaving = false;
+  bool hang_up = false;         // once everything is sent, the connection is to be closed from this side
   double reconnect_after = -1;  // seconds, when the server has told it to come back
   std::string end_reason;       // why the stream ended; empty for a status of 0
 
  private:
+  std::string id() const { return script_.id_prefix + std::to_string(number_); }
+
+  // What isn't an answer.
+  void say(std::string_view message, http2::Connection::Last last = http2::Connection::Last::kNo) {
+    auto framed = std::make_shared<const std::string>(wire::framed(message, wire::kNeverCut));
+    connection->send(std::move(framed), http2::Connection::Counted::kNo, last);
+  }
+
   void ended(const std::string& why) override { end_reason = why; }
 
   void data(const char* bytes, size_t size) override {
@@ -107,6 +118,7 @@ class Participant final : http2::Listener {
   }
 
   void grpc_message() {
+    if (script_.flower) return flower_message(flower::ServerMessage(body_, size_));
     const wire::ServerMessage message(body_, size_);
     switch (message.kind) {
       case wire::Kind::kChunk:
@@ -115,8 +127,8 @@ class Participant final : http2::Listener {
         messages++;
         reconnect_after = wire::delay_of_reconnect(message);
         return leave();
-      case wire::Kind::kCancel:  // is never sent to one whose hello doesn't accept it, and has no answer
-        return;
+      case wire::Kind::kCancel:
+        return cancel();
       default:
         return instruction(message);
     }
@@ -138,13 +150,34 @@ class Participant final : http2::Listener {
   }
 
   void instruction(const wire::ServerMessage& message) {
-    messages++;
-    if (answer) throw wire::Malformed("a second instruction before the answer to the first");
-    answer = script_.answer;
+    due(script_.answer);
     if (script_.echo) {
       const std::string result = wire::result(wire::payload_of_instruction(message));
-      answer = std::make_shared<const std::string>(wire::framed(result, script_.chunk_size));
+      answer = std::make_shared<const std::string>(wire::framed(result, script_.sizes));
     }
+  }
+
+  void due(const wire::Bytes& what) {
+    messages++;
+    if (answer) throw wire::Malformed("a second instruction before the answer to the first");
+    answer = what;
+  }
+
+  // Has no answer of its own. When there is nothing to cancel any more it is to be ignored; and it is never sent to
+  // one whose hello doesn't accept it.
+  void cancel() {
+    if (!answer || !script_.accept_cancel) return;
+    cancelled++, generation++;
+    answer = script_.cancelled;
+    send_answer();
+  }
+
+  void flower_message(const flower::ServerMessage& message) {
+    due((*script_.flower)[message.kind]);
+    if (message.kind != flower::kReconnect) return;
+    send_answer();
+    reconnect_after = message.reconnect_seconds;
+    leave();
   }
 
   static constexpr size_t kHead = 40;  // three tags and three varints fit in

@@ -1,7 +1,8 @@
 // Bytes of Muster's stream messages: how a participant writes its own and reads those of the server.
 //
 // Decides the protobuf and gRPC encoding, by hand, of the few messages that a participant needs (stream.proto,
-// PROTOCOL.md part A). Leaves HTTP/2 to http2.h and what to answer when to participant.h.
+// PROTOCOL.md part A). Leaves HTTP/2 to http2.h, what to answer when to participant.h, and the messages of
+// another server to flower.h.
 
 #pragma once
 
@@ -39,6 +40,11 @@ inline uint32_t get_number(const char* from, int bytes) {
 inline void put_varint(std::string& out, uint64_t value) {
   for (; value >= 0x80; value >>= 7) out += char(value | 0x80);
   out += char(value);
+}
+
+inline void put_double(std::string& out, uint8_t tag, double value) {
+  out += char(tag);
+  out.append(reinterpret_cast<const char*>(&value), sizeof value);  // little-endian on the wire and here
 }
 
 inline void put_field(std::string& out, uint8_t tag, std::string_view value) {
@@ -96,9 +102,10 @@ class Fields {
 
 // What a participant says ------------------------------------------------------------------------------------
 
-inline std::string hello(std::string_view participant_id) {
+inline std::string hello(std::string_view participant_id, bool accepts_cancel) {
   std::string inner, message;
-  put_field(inner, tag(1), participant_id);
+  if (!participant_id.empty()) put_field(inner, tag(1), participant_id);
+  if (accepts_cancel) inner += char(tag(4, 0)), inner += '\1';
   put_field(message, tag(1), inner);
   return message;
 }
@@ -112,6 +119,48 @@ inline std::string result(std::string_view payload) {
   return message;
 }
 
+// `bytes` / 4 times the float32 number 1.
+inline std::string ones(size_t bytes) {
+  const float one = 1;
+  std::string data;
+  data.reserve(bytes);
+  while (data.size() < bytes) data.append(reinterpret_cast<const char*>(&one), sizeof one);
+  return data;
+}
+
+// An entry of a map<string, Scalar>, where `value_tag` is that of a double in this Scalar.
+inline std::string metric(std::string_view name, uint8_t value_tag, double value) {
+  std::string scalar, entry;
+  put_double(scalar, value_tag, value);
+  put_field(entry, tag(1), name);
+  put_field(entry, tag(2), scalar);
+  return entry;
+}
+
+// A Result with a tensor "w" of float32, a metric "loss" and the weight 1: something to average.
+inline std::string tensor_result(size_t bytes) {
+  std::string shape, tensor, inner, message;
+  put_varint(shape, bytes / 4);
+  tensor.reserve(bytes + 64), inner.reserve(bytes + 128), message.reserve(bytes + 128);
+  put_field(tensor, tag(1), "w");
+  tensor += char(tag(2, 0)), tensor += '\2';  // FLOAT32
+  put_field(tensor, tag(3), shape);           // packed
+  put_field(tensor, tag(4), ones(bytes));
+  put_field(inner, tag(2), metric("loss", tag(3, 1), 0.5));
+  put_field(inner, tag(3), tensor);
+  put_double(inner, tag(4, 1), 1);
+  put_field(message, tag(2), inner);
+  return message;
+}
+
+inline std::string cancelled() {
+  std::string inner, message;
+  inner += char(tag(1, 0)), inner += '\4';  // CANCELLED
+  put_field(inner, tag(2), "cancelled while thinking");
+  put_field(message, tag(3), inner);
+  return message;
+}
+
 inline std::string leave(std::string_view reason) {
   std::string inner, message;
   put_field(inner, tag(1), reason);
@@ -119,28 +168,37 @@ inline std::string leave(std::string_view reason) {
   return message;
 }
 
-// The gRPC messages that carry `message`, one after the other: it alone if it is at most `chunk_size` bytes (or
-// that is 0), and chunks of so much data otherwise.
-inline std::string framed(std::string_view message, size_t chunk_size) {
+// When messages are cut, and into what.
+struct Sizes {
+  size_t whole = 1 << 20;   // a message of so many bytes still goes as it is
+  size_t chunk = 256 << 10;  // bytes of each chunk of a larger one; 0: never in chunks
+};
+
+constexpr Sizes kNeverCut{0, 0};
+
+// The gRPC messages that carry `message`, one after the other: it alone, or its chunks.
+inline std::string framed(std::string_view message, const Sizes& sizes) {
   std::string out;
   const auto put_grpc = [&](std::string_view body) {
     out += '\0';  // not compressed
     put_number(out, body.size(), 4);
     out += body;
   };
-  if (chunk_size == 0 || message.size() <= chunk_size) {
+  if (sizes.chunk == 0 || message.size() <= sizes.whole) {
     out.reserve(message.size() + 5);
     put_grpc(message);
     return out;
   }
-  out.reserve(message.size() + (message.size() / chunk_size + 1) * 32);
-  for (size_t at = 0; at < message.size(); at += chunk_size) {
+  out.reserve(message.size() + (message.size() / sizes.chunk + 1) * 32);
+  // The first chunk is small: it is what a server must hold that has no room yet for the others.
+  const size_t first = std::min<size_t>(4096, sizes.chunk);
+  for (size_t at = 0; at < message.size(); at += at == 0 ? first : sizes.chunk) {
     std::string chunk, piece;
     if (at == 0) {
       chunk += char(tag(1, 0));
       put_varint(chunk, message.size());
     }
-    put_field(chunk, tag(2), message.substr(at, chunk_size));
+    put_field(chunk, tag(2), message.substr(at, at == 0 ? first : sizes.chunk));
     put_field(piece, tag(5), chunk);
     put_grpc(piece);
   }
