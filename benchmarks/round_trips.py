@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from benchmarks.compare import Candidate, add_options, as_json, module, muster, take_turns
 from benchmarks.measure import build_loadgen, print_table, write_results
 
+MODES = ["awaited", "cohort", "reduce"]
+
 
 def baseline(name: str, path: str, *options: object, load: Sequence[object]) -> Candidate:
     return Candidate(name, lambda bench: module(bench, name, f"benchmarks.baselines.{path}", *options), load)
@@ -33,7 +35,12 @@ def candidates(args: argparse.Namespace) -> list[Candidate]:
     for workers in args.workers:
         for mode in args.modes:
             name = f"Muster, {workers} worker{'s' if workers > 1 else ''}, {mode}"
-            known.append(muster(name, "--workers", workers, "--mode", mode, *many, load=load))
+            options: list[object] = ["--workers", workers, "--mode", mode, *many]
+            answers: Sequence[object] = load
+            if mode == "reduce":  # there must be something to add up
+                options += ["--tensor-bytes", args.size, "--dtype", "float32"]
+                answers = ("--tensor-bytes", args.answer_size)
+            known.append(muster(name, *options, load=answers))
     return known
 
 
@@ -43,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=100, help="bytes of payload of an instruction")
     parser.add_argument("--answer-size", type=int, help="bytes of payload of an answer; the same by default")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--modes", nargs="*", choices=["awaited", "cohort"], default=["awaited", "cohort"])
+    parser.add_argument("--modes", nargs="*", choices=MODES, default=MODES)
     parser.add_argument("--callers", type=int, default=32, help="threads of the thread-per-stream's caller")
     add_options(parser)
     args = parser.parse_args()
@@ -68,6 +75,7 @@ def rows(all_candidates: Sequence[Candidate]) -> list[list[str]]:
                 f"{by_role['server']:.4f}" if "server" in by_role else "",
                 f"{by_role['workers']:.4f}" if "workers" in by_role else "",
                 f"{by_role['coordinator']:.4f}" if "coordinator" in by_role else "",
+                f"1/{by_role['workers'] / by_role['coordinator']:.1f}" if "coordinator" in by_role else "",
                 f"{candidate.server_cpu / first.server_cpu:.2f}",
                 f"{by_role['load generator']:.4f}",
                 f"{candidate.median(lambda w: w.others):.2f}",
@@ -81,7 +89,19 @@ def main() -> None:
     build_loadgen()
     measured, failures = take_turns(candidates(args), args.participants, args)
     if measured:
-        columns = ["", "per s", "range", "×", "server", "workers", "coord.", "CPU ×", "load gen.", "others"]
+        columns = [
+            "",
+            "per s",
+            "range",
+            "×",
+            "server",
+            "workers",
+            "coord.",
+            "share",
+            "CPU ×",
+            "load gen.",
+            "others",
+        ]
         print_table(
             f"Round trips of {args.participants} participants, "
             f"{args.size:,} bytes down, {args.answer_size:,} up; "

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -217,9 +217,9 @@ class Workers:
             self._join(worker, join)
         if report.answer_sessions:
             # The answers are the first of the payloads.
-            answering = list(map(members.get, report.answer_sessions))
             if report.payloads.shared:
-                _spare_descriptors(answering, opened)
+                _spare_descriptors(map(members.get, report.answer_sessions), opened)
+            answering = map(members.get, report.answer_sessions)
             dispatcher.answered(zip(answering, report.answer_tags, opened, strict=False))
         for each in report.folded:
             folded = Folded(each.batch, each.part, each.sessions, each.bytes, each.tag)
@@ -352,7 +352,7 @@ class Workers:
         self._socket.send([identity, message.SerializeToString()])
 
 
-def _spare_descriptors(members: Sequence[Member | None], answers: Sequence[Payload | None]) -> None:
+def _spare_descriptors(members: Iterable[Member | None], answers: Sequence[Payload | None]) -> None:
     """Of the answers that stay in this process only the content is kept: descriptors are few."""
     for member, answer in zip(members, answers, strict=False):
         stays = member is not None and member.call is not None and not member.call.stream

@@ -33,6 +33,7 @@ from protos.messages import failure
 
 _FAILURE_TAG = Kind.FAILURE << 3 | 2
 
+_RESULT = OutcomeKind.RESULT
 _LOST: Answer = (OutcomeKind.LOST, b"")
 _FOLDED: Answer = (OutcomeKind.RESULT, b"")
 
@@ -106,7 +107,6 @@ class CallTable:
 
         None stands for a member that is gone, and for an answer that is.
         """
-        result = OutcomeKind.RESULT
         for member, tag, answer in answers:
             if member is None:
                 continue
@@ -119,13 +119,13 @@ class CallTable:
                 self.late += 1
             elif answer is None:
                 self._settle(call, member.index, _LOST)
-            elif not isinstance(answer, Blob) and answer and answer[0] == _FAILURE_TAG:
+            elif answer.__class__ is not Blob and answer and answer[0] == _FAILURE_TAG:  # type: ignore[index]
                 self._settle(call, member.index, (OutcomeKind.FAILURE, answer))
-            elif call.shares is None:
-                self._settle(call, member.index, (result, answer))
-            else:  # it came when its batch was closed already
+            elif call.shares is not None:  # it came when its batch was closed already
                 self.late += 1
                 self._settle(call, member.index, (call.ending or OutcomeKind.LOST, b""))
+            else:
+                self._settle(call, member.index, (_RESULT, answer))
             if member.queue:
                 self._send(member, *member.queue.popleft())
 
@@ -294,23 +294,24 @@ class CallTable:
     # Ending
 
     def _settle(self, call: Call, index: int, outcome: Answer) -> None:
-        if call.outcomes[index] is not None:
+        outcomes = call.outcomes
+        if outcomes[index] is not None:
             raise _settled_twice(call, index)
-        call.outcomes[index] = outcome
-        call.pending -= 1
+        outcomes[index] = outcome
+        pending = call.pending = call.pending - 1
         kind = outcome[0]
         self.counters[kind] += 1
         if call.stream:
             self.settled.append((call, index))
-        if kind is OutcomeKind.RESULT:
+        if kind is _RESULT:
             call.results += 1
-        if call.pending == 0:
+            if call.quorum is not None and call.results >= call.quorum and pending and call.shares is None:
+                self.give_up(call, OutcomeKind.CANCELLED)
+                return
+        if not pending:
             self._finish(call)
-        elif call.shares is not None:
-            if call.pending == call.shares.covered:
-                self._decide(call, call.shares)
-        elif kind is OutcomeKind.RESULT and call.quorum is not None and call.results >= call.quorum:
-            self.give_up(call, OutcomeKind.CANCELLED)
+        elif call.shares is not None and pending == call.shares.covered:
+            self._decide(call, call.shares)
 
     def _close(self, call: Call, shares: Shares, kind: OutcomeKind) -> None:
         """Ends a reducing call: what is folded counts, if its partials still come."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Protocol
 
 import grpc
@@ -22,7 +22,7 @@ from manager.session import Action, BreachError, Session, State
 from manager.spool import NoRoomError, Spool
 from manager.stream import EndReason, Stream, Verdict
 from protos import stream_pb2
-from protos.chunks import MAX_MESSAGE_SIZE, Assembler, Pieces, in_memory, read_chunk
+from protos.chunks import MAX_MESSAGE_SIZE, WHOLE_SIZE, Assembler, Pieces, in_memory, read_chunk
 from protos.envelope import Kind, MalformedMessageError, kind_of
 from protos.frames import OWN_FRAME
 from protos.messages import failure
@@ -210,8 +210,10 @@ def _parse(data: bytes) -> stream_pb2.ParticipantMessage:
         raise MalformedMessageError(f"a message of {len(data)} bytes that is no ParticipantMessage") from None
 
 
-def pieces(payload: Payload) -> Pieces:
-    """What to write to a stream for this instruction."""
+def pieces(payload: Payload) -> Iterable[bytes]:
+    """What to write to a stream for this instruction. Any number of streams may go through it."""
+    if payload.__class__ is bytes and len(payload) <= WHOLE_SIZE:
+        return (payload,)
     return Pieces(view_of(payload), stream_pb2.ServerMessage)
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -30,7 +30,6 @@ from manager.stream import OUT_OF_STEP, REPLACED, EndReason, Stream, Wave
 from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
 from manager.usage import Trimmer, calm_garbage_collection, resident_bytes, trim
 from protos import link_pb2, stream_pb2
-from protos.chunks import Pieces
 from protos.envelope import Kind
 from protos.frames import Buffer, MalformedFramesError, Shared, check_orders, unpack
 from protos.messages import failure
@@ -292,7 +291,7 @@ class Worker:
             if (stream := streams.get(session)) is not None:
                 stream.end(REPLACED)
 
-    def _broadcast(self, broadcast: link_pb2.Broadcast, to_write: Pieces | None) -> None:
+    def _broadcast(self, broadcast: link_pb2.Broadcast, to_write: Iterable[bytes] | None) -> None:
         streams, tag, batch = self._servicer.streams, broadcast.tag, None
         if broadcast.batch:
             try:
@@ -316,7 +315,7 @@ class Worker:
         if batch is not None:
             self._folding.sent(batch, tag, all_there=all_there, hurry=broadcast.hurry)
 
-    def _instruct(self, stream: Stream, tag: int, to_write: Pieces | None) -> bool:
+    def _instruct(self, stream: Stream, tag: int, to_write: Iterable[bytes] | None) -> bool:
         if to_write is None:
             stream.end(OUT_OF_STEP)  # so that the call ends, too
         elif stream.instruct(tag, to_write):

@@ -24,7 +24,7 @@ from protos.messages import result as result_message
 from protos.tensors import to_arrays
 from tests.process.conftest import Echo, Served
 from tests.process.reducers import REDUCERS
-from tests.support import Device, Devices, eventually, instruction, tensors
+from tests.support import Device, Devices, collecting_only_what_is_new, eventually, instruction, tensors
 
 pytestmark = pytest.mark.usefixtures("coordinator")  # up before the first test, down after the last
 
@@ -57,6 +57,12 @@ def _memfds() -> list[str]:
         if link.startswith("/memfd:muster"):
             links.append(link)
     return links
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected_fast() -> Iterator[None]:
+    with collecting_only_what_is_new():
+        yield
 
 
 @pytest.fixture(autouse=True)
