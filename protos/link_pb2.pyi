@@ -581,7 +581,7 @@ class Broadcast(google.protobuf.message.Message):
     batch: builtins.int
     """if results are to be folded rather than reported: into what"""
     hurry: builtins.bool
-    """the coordinator waits for a quorum: it wants to hear soon who has answered"""
+    """each answer is waited for, not only all of them"""
     @property
     def sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
