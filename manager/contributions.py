@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protos.messages import Plain, from_scalars
-from protos.sliced import read_result, write_result
+from protos.sliced import encode_result, read_result
 
 __all__ = [
     "Contribution",
@@ -92,12 +92,15 @@ def decode_schema(text: str) -> Schema:
         raise ValueError(f"no schema: {error}") from None
 
 
-def encode(contribution: Contribution) -> bytes:
+def encode(contribution: Contribution) -> bytes | memoryview:
     """The contribution as a serialised ParticipantMessage with a Result.
 
-    Raises protos.messages.ScalarError or protos.tensors.TensorError for what can't be sent.
+    Raises protos.messages.ScalarError or protos.tensors.TensorError for what can't be sent, and ValueError
+    for more than 2 GiB. Large arrays are copied by NumPy, which lets other threads run meanwhile.
     """
-    return write_result(contribution.tensors, contribution.metrics, contribution.weight)
+    return encode_result(
+        tensors=contribution.tensors, metrics=contribution.metrics, weight=contribution.weight
+    )
 
 
 def decode(data: bytes | memoryview) -> Contribution:

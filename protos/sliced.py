@@ -24,7 +24,7 @@ from protos.envelope import MalformedMessageError
 from protos.messages import Tensors, result
 from protos.tensors import TensorError, array_of, outline_tensor, to_arrays
 
-__all__ = ["ReceivedMessage", "check_result", "encode_result", "read_result", "write_result"]
+__all__ = ["ReceivedMessage", "check_result", "encode_result", "read_result"]
 
 _SMALL: Final = 16 * 1024
 """Up to this many bytes, parsing all of it takes less time than the walk."""
@@ -148,16 +148,6 @@ class ReceivedMessage:
                 raise _twice(tensor.name)
             arrays[tensor.name] = array_of(tensor.name, tensor.dtype, tuple(tensor.shape), data)
         return arrays, bytes(payload)
-
-
-def write_result(arrays: Mapping[str, npt.NDArray[Any]], metrics: Mapping[str, Any], weight: float) -> bytes:
-    """The serialised ParticipantMessage with a Result of these arrays, metrics and weight.
-
-    What messages.result(...).SerializeToString() holds, too, but that copies each array several times over.
-    Raises messages.ScalarError or tensors.TensorError for what can't be sent.
-    """
-    _, parts = _lay_out(arrays, metrics, weight, b"", "")
-    return b"".join(map(_plain, parts))
 
 
 def encode_result(

@@ -18,7 +18,7 @@ from protos import sliced, stream_pb2
 from protos.chunks import WHOLE_SIZE
 from protos.envelope import MalformedMessageError
 from protos.messages import ScalarError, instruction, result
-from protos.sliced import ReceivedMessage, check_result, encode_result, read_result, write_result
+from protos.sliced import ReceivedMessage, check_result, encode_result, read_result
 from protos.tensors import TensorError, to_arrays, to_tensor
 from tests.protos.test_tensors import FakeTorchTensor
 
@@ -236,18 +236,20 @@ def test_large_bfloat16_is_widened() -> None:
     st.floats(allow_nan=False),
 )
 def test_what_is_written_is_what_protobuf_would_write(arrays: dict[str, Any], weight: float) -> None:
-    written = parsed(write_result(arrays, {"loss": 0.5}, weight))
+    written = parsed(bytes(encode_result(tensors=arrays, metrics={"loss": 0.5}, weight=weight)))
     assert written == result(tensors=arrays, metrics={"loss": 0.5}, weight=weight)
 
 
 def test_a_transposed_array_is_written_in_c_order() -> None:
     array = np.arange(6.0).reshape(2, 3).T
-    assert parsed(write_result({"x": array}, {}, 1)) == result(tensors={"x": array}, weight=1)
+    assert parsed(bytes(encode_result(tensors={"x": array}, metrics={}, weight=1))) == result(
+        tensors={"x": array}, weight=1
+    )
 
 
 def test_what_cannot_be_sent_cannot_be_written() -> None:
     with pytest.raises(TensorError, match="tensor 'x': dtype complex128 can't be sent"):
-        write_result({"x": np.ones(2, complex)}, {}, 1)
+        encode_result(tensors={"x": np.ones(2, complex)}, metrics={}, weight=1)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 1_000, 200_000])
