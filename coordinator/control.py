@@ -23,7 +23,7 @@ from manager.blobs import Blob, Sample, can_open
 from manager.call import Answer, Call, OutcomeKind
 from manager.dispatcher import Dispatcher
 from manager.errors import AddressInUse, Closed, NotEnoughParticipants
-from manager.listen import Address, reserve
+from manager.listen import Address, probe
 from manager.members import Member
 from manager.shares import reduction_of
 from protos import control_pb2, link_pb2, stream_pb2
@@ -324,14 +324,14 @@ class ControlServer:
 
     async def start(self, address: Address) -> None:
         """Raises AddressInUse or StartError if it can't listen there."""
-        reservation = reserve(address)
-        reservation.close()
+        # Not reserved: what scripts that were attached before have left in TIME_WAIT would be in the way.
+        free = probe(address)
         server = grpc.aio.server(options=[*CONTROL_OPTIONS, ("grpc.so_reuseport", 0)])
         add_ControlServicer_to_server(self._servicer, server)
         try:
-            port = server.add_insecure_port(str(reservation.address))
+            port = server.add_insecure_port(str(free))
         except RuntimeError:
-            raise AddressInUse(str(reservation.address)) from None
+            raise AddressInUse(str(free)) from None
         await server.start()
         self._server = server
         self.address = str(Address(address.host, port))

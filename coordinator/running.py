@@ -26,7 +26,7 @@ from coordinator.workers import Workers
 from manager.call import OutcomeKind
 from manager.dispatcher import Dispatcher
 from manager.errors import StartError
-from manager.listen import Reservation, reserve
+from manager.listen import Reservation, probe, reserve
 from manager.reducers import check_allowed
 from manager.usage import resident_bytes
 from protos import control_pb2
@@ -78,7 +78,7 @@ class RunningCoordinator:
         try:
             self._reservation = reserve(settings.listen)
             if settings.control is not None:
-                reserve(settings.control).close()  # so that nobody waits for workers in vain
+                probe(settings.control)  # so that nobody waits for workers in vain
             listen = self._reservation.address
             if not settings.share_port:
                 self._reservation.close()  # each worker takes a port of its own

@@ -65,13 +65,8 @@ def reserve(address: Address) -> Reservation:
         AddressInUse: another process has it, even one that shares it with SO_REUSEPORT.
         StartError: the host can't be resolved or isn't one of this machine's.
     """
-    family, sockaddr = _resolve(address)
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Without SO_REUSEPORT this bind fails if anybody is there; SO_REUSEADDR only forgives TIME_WAIT.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _bind(probe, sockaddr, address)
-        sockaddr = (sockaddr[0], probe.getsockname()[1], *sockaddr[2:])
-    found = Address(address.host, sockaddr[1])
+    found = probe(address)
+    family, sockaddr = _resolve(found)
     holder = socket.socket(family, socket.SOCK_STREAM)
     try:
         if CAN_SHARE_PORT:
@@ -81,6 +76,16 @@ def reserve(address: Address) -> Reservation:
         holder.close()
         raise
     return Reservation(found, holder)
+
+
+def probe(address: Address) -> Address:
+    """Makes sure that nobody has the address, but doesn't hold it; resolves port 0. Raises like reserve."""
+    family, sockaddr = _resolve(address)
+    with socket.socket(family, socket.SOCK_STREAM) as probing:
+        # Without SO_REUSEPORT this bind fails if anybody is there; SO_REUSEADDR only forgives TIME_WAIT.
+        probing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _bind(probing, sockaddr, address)
+        return Address(address.host, probing.getsockname()[1])
 
 
 def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int, *tuple[int, ...]]]:

@@ -134,6 +134,21 @@ def test_what_a_script_had_is_free_as_soon_as_it_is_killed(tmp_path: Path, devic
                 assert len(cohort.run(device_instruction("echo"), timeout=20).results) == 2
 
 
+def test_it_can_be_started_again_at_once_where_scripts_were_attached(
+    tmp_path: Path, devices: Devices
+) -> None:
+    control = "127.0.0.1:0"
+    for attempt in range(3):
+        with start_coordinator(
+            tmp_path / f"{attempt}.log", "--workers=1", f"--control={control}"
+        ) as coordinator:
+            control = coordinator.control
+            connection = connect(control)
+            coordinator.send(signal.SIGTERM)  # it closes first, so its end of the connection lingers
+            assert coordinator.wait() == 0, coordinator.output
+            connection.close()
+
+
 def test_an_attached_script_learns_that_the_coordinator_is_gone(tmp_path: Path, devices: Devices) -> None:
     with start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator:
         devices.join(coordinator.listen, 1)
