@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent
 from coordinator.orders import OrdersBatch
 from coordinator.settings import Settings
-from manager.blobs import Blob, Payload, Sample, can_open, open_shared, share, view_of
+from manager.blobs import Blob, Payload, Sample, can_open, open_all, share, view_of
 from manager.call import Call, Send
 from manager.dispatcher import Dispatcher
 from manager.errors import StartError
@@ -212,7 +212,10 @@ class Workers:
 
     def _report(self, worker: Worker, report: link_pb2.Report, payloads: Sequence[Buffer | Shared]) -> None:
         dispatcher, members = self.dispatcher, worker.members
-        opened = self._opened(worker, payloads) if report.payloads.shared else cast(list[Payload], payloads)
+        opened = cast(list[Payload | None], payloads)
+        if report.payloads.shared:
+            opened = open_all(payloads, worker.memory_pid, f"worker {worker.index}")
+            worker.downlink.acknowledge()  # the worker keeps the memory until then
         for join in report.joins:
             self._join(worker, join)
         if report.answer_sessions:
@@ -232,21 +235,6 @@ class Workers:
             member = members.pop(session, None)
             if member is not None:
                 dispatcher.ended(member)
-
-    def _opened(self, worker: Worker, payloads: Sequence[Buffer | Shared]) -> list[Payload | None]:
-        """The payloads, with those in the worker's memory opened; None for what is there no more."""
-        opened: list[Payload | None] = []
-        for payload in payloads:
-            if isinstance(payload, Shared):
-                try:
-                    opened.append(open_shared(worker.memory_pid, payload))
-                except OSError as error:
-                    log.error("can't open an answer in the memory of worker %d: %s", worker.index, error)
-                    opened.append(None)
-            else:
-                opened.append(payload)
-        worker.downlink.acknowledge()  # the worker keeps the memory until then
-        return opened
 
     def _join(self, worker: Worker, join: link_pb2.Join) -> Member:
         member = Member(

@@ -62,7 +62,7 @@ class Running(Protocol):
         ...
 
 
-class Listener(Protocol):
+class Waiter(Protocol):
     """Who is told how a call goes, as it goes."""
 
     def settled(self, call: Any, indices: Sequence[int]) -> None:
@@ -74,6 +74,10 @@ class Listener(Protocol):
         ...
 
     def finished(self, call: Any) -> None: ...
+
+
+class Listener(Waiter, Protocol):
+    """A caller who may also have to be told that nothing more will be heard."""
 
     def failed(self, error: Exception) -> None:
         """Nothing more will be heard of the call."""
@@ -140,7 +144,7 @@ def check_timeout(timeout: float | None) -> None:
         raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
 
 
-async def finish(backend: Backend, call: Running, watch: Callable[[], None] | None = None) -> None:
+async def finish(backend: Backend, call: Running, watch: Callable[[], object] | None = None) -> None:
     """Waits for a call; gives it up if the waiting task is cancelled. ``watch`` is called now and then."""
     try:
         if watch is None:

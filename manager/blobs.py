@@ -11,16 +11,19 @@ Where there is no memfd (macOS, Windows), or peers can't open each other's files
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from protos import link_pb2
-from protos.frames import Shared
+from protos.frames import Buffer, Shared
+
+log = logging.getLogger("muster.link")
 
 try:
     import fcntl
@@ -176,6 +179,21 @@ def open_shared(pid: int, shared: Shared, *, sealed: bool = False) -> Blob:
         os.close(descriptor)
         raise
     return Blob(descriptor, size)
+
+
+def open_all(payloads: Iterable[Buffer | Shared], pid: int, whose: str) -> list[Payload | None]:
+    """The payloads of a link message, with those in its sender's memory opened; None for what can't be."""
+    opened: list[Payload | None] = []
+    for payload in payloads:
+        if isinstance(payload, Shared):
+            try:
+                opened.append(open_shared(pid, payload))
+            except OSError as error:
+                log.error("can't open a payload in the memory of %s: %s", whose, error)
+                opened.append(None)
+        else:
+            opened.append(payload)
+    return opened
 
 
 class Sample:

@@ -27,9 +27,8 @@ from manager.members import Member
 from manager.reducers import decode_schema, describe_mismatch
 from manager.roster import Roster
 from manager.shares import Folded, Partial, Reduction, Shares
-from protos import stream_pb2
 from protos.envelope import Kind
-from protos.messages import failure
+from protos.messages import refusal
 
 _FAILURE_TAG = Kind.FAILURE << 3 | 2
 
@@ -182,7 +181,7 @@ class CallTable:
         call = self._reducing.get(partial.batch)
         if call is None or call.shares is None:
             return
-        outcome = (OutcomeKind.FAILURE, _failure(partial.error)) if partial.error else _LOST
+        outcome = (OutcomeKind.FAILURE, refusal(partial.error)) if partial.error else _LOST
         for index in call.shares.partial(worker, partial, lambda index: call.members[index].session):
             self._settle(call, index, outcome)
         if partial.closed:
@@ -358,7 +357,7 @@ class CallTable:
         call.states = decision.states
         for index, schema in decision.others:
             text = describe_mismatch(decode_schema(schema), decode_schema(decision.schema))
-            self._settle(call, index, (OutcomeKind.FAILURE, _failure(text)))
+            self._settle(call, index, (OutcomeKind.FAILURE, refusal(text)))
         self._settle_all(call, decision.indices, _FOLDED)
 
     def _settle_all(self, call: Call, indices: Sequence[int], outcome: Answer) -> None:
@@ -389,7 +388,3 @@ class CallTable:
 
 def _settled_twice(call: Call, index: int) -> AssertionError:
     return AssertionError(f"call {call.id} settled twice for {call.members[index].participant_id}")
-
-
-def _failure(text: str) -> bytes:
-    return failure(stream_pb2.Failure.UNSPECIFIED, text).SerializeToString()

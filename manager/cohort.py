@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 from manager.answers import Answers, AsyncAnswers
 from manager.backend import Backend, Running, check_timeout, finish
@@ -120,6 +120,21 @@ class _Cohort(Sequence[P], Generic[P]):
             self._roster = Roster([proxy._member for proxy in proxies])
         return self._roster
 
+    def _stream(
+        self,
+        instruction: Message | Mapping[P, Message] | Sequence[Message],
+        timeout: float | None,
+        quorum: int | None,
+    ) -> AsyncAnswers[Any]:
+        proxies, payloads = self._prepare(instruction, timeout, quorum)
+        return AsyncAnswers(
+            proxies,
+            self._backend,
+            lambda listener: self._backend.stream_call(
+                self._members(proxies), payloads, timeout, quorum, listener
+            ),
+        )
+
     def _let_go(self) -> None:
         if self._lease is not None:
             self._lease.release()
@@ -171,14 +186,7 @@ class AsyncCohort(_Cohort[A]):
         quorum: int | None = None,
     ) -> AsyncAnswers[A]:
         """Like Cohort.stream; use it with ``async with`` and ``async for``."""
-        proxies, payloads = self._prepare(instruction, timeout, quorum)
-        return AsyncAnswers(
-            proxies,
-            self._backend,
-            lambda listener: self._backend.stream_call(
-                self._members(proxies), payloads, timeout, quorum, listener
-            ),
-        )
+        return self._stream(instruction, timeout, quorum)
 
     def release(self) -> None:
         """Ends the lease, if this cohort has one."""
@@ -281,17 +289,7 @@ class Cohort(_Cohort[B]):
 
         Leaving the block before the end gives the call up everywhere.
         """
-        proxies, payloads = self._prepare(instruction, timeout, quorum)
-        return Answers(
-            AsyncAnswers(
-                proxies,
-                self._backend,
-                lambda listener: self._backend.stream_call(
-                    self._members(proxies), payloads, timeout, quorum, listener
-                ),
-            ),
-            self._loop,
-        )
+        return Answers(self._stream(instruction, timeout, quorum), self._loop)
 
     def _wait(
         self,
@@ -329,7 +327,7 @@ class Cohort(_Cohort[B]):
         self._let_go()
 
 
-def _watch(call: Running, progress: Callable[[Progress], object] | None) -> Callable[[], None] | None:
+def _watch(call: Running, progress: Callable[[Progress], object] | None) -> Callable[[], object] | None:
     if progress is None:
         return None
-    return lambda: (progress(progress_of(call)), None)[1]
+    return lambda: progress(progress_of(call))

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, cast
 
-from manager.backend import Acquired, Running
+from manager.backend import Acquired, Running, Waiter
 from manager.blobs import Payload
 from manager.call import Call, OutcomeKind, Send
 from manager.calls import CallTable
@@ -52,20 +52,6 @@ class Transport(Protocol):
         ``ended`` follows, once nothing can come of it any more.
         """
         ...
-
-
-class Waiter(Protocol):
-    """Who is told how a call goes, as it goes."""
-
-    def settled(self, call: Call, indices: Sequence[int]) -> None:
-        """These have ended; their answers may be taken out of ``call.outcomes``."""
-        ...
-
-    def advanced(self, call: Call, answered: int, size: int) -> None:
-        """More results of a reducing call, of so many bytes, have been folded in."""
-        ...
-
-    def finished(self, call: Call) -> None: ...
 
 
 class Dispatcher:

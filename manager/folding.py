@@ -23,9 +23,8 @@ from manager.reducers import Contribution, RefusedError, Schema, encode, encode_
 from manager.servicer import checked
 from manager.shares import Folded, Group, Partial, Reduction
 from manager.stream import Stream
-from protos import stream_pb2
 from protos.envelope import Kind, MalformedMessageError
-from protos.messages import ScalarError, failure, from_scalars
+from protos.messages import ScalarError, from_scalars, refusal
 from protos.sliced import read_result
 from protos.tensors import TensorError
 
@@ -103,7 +102,7 @@ class Folding:
         batch.working -= 1
         if kind is not Kind.RESULT:
             if kind is Kind.EMPTY:
-                answer = _refused("its answer is empty: there is nothing to reduce")
+                answer = refusal("its answer is empty: there is nothing to reduce")
             self._sink.not_folded(stream, checked(answer, Kind.FAILURE))
         elif batch.folding or len(answer) > INLINE_SIZE:
             batch.folding += 1
@@ -114,7 +113,7 @@ class Folding:
             try:
                 _fold(batch, stream.id, answer)
             except RefusedError as error:
-                self._sink.not_folded(stream, _refused(str(error)))
+                self._sink.not_folded(stream, refusal(str(error)))
             else:
                 batch.folded(stream.id, len(answer))
         self._advance(batch)
@@ -176,7 +175,7 @@ class Folding:
                 if error is None:
                     batch.folded(stream.id, size)
                 else:
-                    self._sink.not_folded(stream, _refused(str(error)))
+                    self._sink.not_folded(stream, refusal(str(error)))
                 self._advance(batch)
             if stream.over is not None and stream.folding is None:  # else its last answer is yet to come
                 self._report_all()
@@ -264,7 +263,3 @@ def _fold(batch: Batch, session: int, answer: Payload) -> None:
     except Exception as error:  # of a custom reducer
         log.exception("a reducer failed")
         raise RefusedError(f"the reducer failed: {error!r}") from error
-
-
-def _refused(text: str) -> bytes:
-    return failure(stream_pb2.Failure.UNSPECIFIED, text).SerializeToString()

@@ -30,7 +30,7 @@ from manager.shares import Folded, Partial
 from manager.stream import REPLACED, EndReason, Stream
 from protos import stream_pb2
 from protos.envelope import Kind
-from protos.messages import failure
+from protos.messages import refusal
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 
@@ -110,8 +110,8 @@ class _LocalManager:
                 try:
                     batch = self.folding.batch(send.call.id, send.call.reduction)
                 except ValueError as error:  # nobody need work for a reducer that can't be
-                    refusal = failure(stream_pb2.Failure.UNSPECIFIED, str(error)).SerializeToString()
-                    refusals = [(member, send.tag, refusal) for member in send.members]
+                    refused = refusal(str(error))
+                    refusals = [(member, send.tag, refused) for member in send.members]
                     self._loop.call_soon(self.dispatcher.answered, refusals)
                     continue
             for member in send.members:

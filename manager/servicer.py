@@ -25,7 +25,7 @@ from protos import stream_pb2
 from protos.chunks import MAX_MESSAGE_SIZE, WHOLE_SIZE, Assembler, Pieces, in_memory, read_chunk
 from protos.envelope import Kind, MalformedMessageError, kind_of
 from protos.frames import OWN_FRAME
-from protos.messages import failure
+from protos.messages import failure, refusal
 from protos.sliced import check_result
 
 log = logging.getLogger("muster.servicer")
@@ -228,5 +228,5 @@ def checked(answer: Payload, kind: Kind) -> Payload:
             _parse(answer)
     except MalformedMessageError:
         text = f"its answer of {size} bytes is not a valid ParticipantMessage"
-        return failure(stream_pb2.Failure.UNSPECIFIED, text).SerializeToString()
+        return refusal(text)
     return answer

@@ -87,9 +87,11 @@ class Spool:
 
     def returned(self, size: int) -> None:
         """So many bytes of memory are free again. May be called from any thread."""
-        self._loop.call_soon_threadsafe(self._returned, size) if not self._loop.is_closed() else None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._returned, size)
 
     def whole(self, upload: Upload) -> None:
+        """Nothing more will come of this upload: it needn't be moved."""
         self._uploads.discard(upload)
 
     def file(self, size: int) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import zmq
 from google.protobuf.message import DecodeError
 
-from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_shared, share, view_of
+from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_all, share, view_of
 from manager.endpoint import Endpoint
 from manager.errors import StartError
 from manager.folding import FOLDING_TIMEOUT, Folding
@@ -32,7 +32,7 @@ from manager.usage import Trimmer, calm_garbage_collection, resident_bytes, trim
 from protos import link_pb2, stream_pb2
 from protos.envelope import Kind
 from protos.frames import Buffer, MalformedFramesError, Shared, check_orders, unpack
-from protos.messages import failure
+from protos.messages import refusal
 
 log = logging.getLogger("muster.worker")
 
@@ -230,7 +230,7 @@ class Worker:
         for effect in effects:
             match effect:
                 case Obey(orders):
-                    self._obey(orders, [self._opened(payload) for payload in payloads])
+                    self._obey(orders, open_all(payloads, self._coordinator_pid, "the coordinator"))
                     if orders.payloads.shared:
                         self._uplink.acknowledge()  # the coordinator keeps the memory until then
                 case Greet():
@@ -262,15 +262,6 @@ class Worker:
             ],
         )
 
-    def _opened(self, payload: Buffer | Shared) -> Payload | None:
-        if not isinstance(payload, Shared):
-            return payload
-        try:
-            return open_shared(self._coordinator_pid, payload)
-        except OSError as error:
-            log.error("can't open an instruction in the coordinator's memory: %s", error)
-            return None
-
     def _obey(self, orders: link_pb2.Orders, payloads: Sequence[Payload | None]) -> None:
         streams = self._servicer.streams
         to_write = [None if payload is None else pieces(payload) for payload in payloads]
@@ -297,9 +288,9 @@ class Worker:
             try:
                 batch = self._folding.batch(broadcast.batch, reduction_of(broadcast.reduction))
             except ValueError as error:  # nobody need work for a reducer that can't be
-                refusal = failure(stream_pb2.Failure.UNSPECIFIED, str(error)).SerializeToString()
+                refused = refusal(str(error))
                 for session in broadcast.sessions:
-                    self._reports.answered(session, tag, refusal)
+                    self._reports.answered(session, tag, refused)
                 self._schedule_flush()
                 return
         all_there, wave = True, Wave(hurry=broadcast.hurry)

@@ -93,9 +93,9 @@ class Pieces:
         begin = FIRST_SIZE + (index - 1) * CHUNK_SIZE if index else 0
         data = memoryview(self._data)[begin : begin + (CHUNK_SIZE if index else FIRST_SIZE)]
         # By hand, for protobuf would copy the data three times over.
-        head = bytearray() if index else bytearray([_TOTAL_TAG, *_varint(size)])
-        head += bytes([_DATA_TAG, *_varint(len(data))])
-        return b"".join([bytes([self._tag, *_varint(len(head) + len(data))]), head, data])
+        head = bytearray() if index else bytearray([_TOTAL_TAG, *varint(size)])
+        head += bytes([_DATA_TAG, *varint(len(data))])
+        return b"".join([bytes([self._tag, *varint(len(head) + len(data))]), head, data])
 
 
 def read_chunk(
@@ -235,7 +235,8 @@ def in_one_buffer(size: int) -> Store[memoryview]:
     return _Buffer(size)
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """The number as protobuf writes tags, lengths and integers."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

@@ -19,6 +19,7 @@ __all__ = [
     "failure",
     "from_scalars",
     "instruction",
+    "refusal",
     "result",
     "to_scalars",
 ]
@@ -87,6 +88,11 @@ def result(
 def failure(code: stream_pb2.Failure.Code.ValueType, text: str) -> stream_pb2.ParticipantMessage:
     """The message that answers an instruction which can't be carried out; ``text`` says why."""
     return stream_pb2.ParticipantMessage(failure=stream_pb2.Failure(code=code, text=text))
+
+
+def refusal(text: str) -> bytes:
+    """What stands, serialised, in the place of an answer that a manager or coordinator doesn't let pass."""
+    return failure(stream_pb2.Failure.UNSPECIFIED, text).SerializeToString()
 
 
 def to_scalars(values: Mapping[str, Any]) -> dict[str, stream_pb2.Scalar]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from protos import stream_pb2
-from protos.chunks import WHOLE_SIZE
+from protos.chunks import MAX_MESSAGE_SIZE, WHOLE_SIZE, varint
 from protos.envelope import MalformedMessageError
 from protos.messages import Tensors, result
 from protos.tensors import TensorError, array_of, outline_tensor, to_arrays
@@ -28,9 +28,6 @@ __all__ = ["ReceivedMessage", "check_result", "encode_result", "read_result"]
 
 _SMALL: Final = 16 * 1024
 """Up to this many bytes, parsing all of it takes less time than the walk."""
-
-_LARGEST: Final = 2**31 - 1
-"""protobuf's own limit."""
 
 # Tags as they are on the wire: field number << 3 | wire type. All are one byte.
 _RESULT: Final = 2 << 3 | 2
@@ -166,8 +163,8 @@ def encode_result(
     size, parts = _lay_out(tensors, metrics, weight, payload, status)
     if size <= WHOLE_SIZE:
         return b"".join(map(_plain, parts))
-    if size > _LARGEST:
-        raise ValueError(f"a result of {size} bytes is over the limit of {_LARGEST} bytes")
+    if size > MAX_MESSAGE_SIZE:
+        raise ValueError(f"a result of {size} bytes is over the limit of {MAX_MESSAGE_SIZE} bytes")
     buffer = np.empty(size, np.uint8)
     encoded = buffer.data
     position = 0
@@ -207,8 +204,8 @@ def _lay_out(
             tensor = stream_pb2.Tensor()
             source, dtype = outline_tensor(tensor, name, array)
             data_size = source.size * dtype.itemsize
-            fields = tensor.SerializeToString() + bytes([_DATA]) + _varint(data_size)
-            fields = bytes([_TENSOR]) + _varint(len(fields) + data_size) + fields
+            fields = tensor.SerializeToString() + bytes([_DATA]) + varint(data_size)
+            fields = bytes([_TENSOR]) + varint(len(fields) + data_size) + fields
             parts += (fields, (source, dtype))
             size += len(fields) + data_size
     elif tensors is not None:
@@ -216,14 +213,14 @@ def _lay_out(
             if not isinstance(tensor, stream_pb2.Tensor):
                 raise TypeError("tensors must be a dict of names to arrays, or a sequence of Tensors")
             tensor_size = tensor.ByteSize()
-            prefix = bytes([_TENSOR]) + _varint(tensor_size)
+            prefix = bytes([_TENSOR]) + varint(tensor_size)
             parts += (prefix, tensor)
             size += len(prefix) + tensor_size
     if is_bulk and payload:
-        prefix = bytes([_PAYLOAD]) + _varint(len(payload))
+        prefix = bytes([_PAYLOAD]) + varint(len(payload))
         parts += (prefix, payload)
         size += len(prefix) + len(payload)
-    prefix = bytes([_RESULT]) + _varint(size)
+    prefix = bytes([_RESULT]) + varint(size)
     return len(prefix) + size, [prefix, *parts]
 
 
@@ -285,7 +282,7 @@ def _without_bulk(data: bytes | memoryview, form: _Form) -> _Sliced | None:
 
 def _walk(data: bytes | memoryview, form: _Form) -> _Sliced:
     end = len(data)
-    if data[0] != form.message or end > _LARGEST:
+    if data[0] != form.message or end > MAX_MESSAGE_SIZE:
         raise _UnexpectedError
     position, stop = _span(data, 1, end)
     if stop != end:
@@ -300,7 +297,7 @@ def _walk(data: bytes | memoryview, form: _Form) -> _Sliced:
             start, stop = _span(data, position + 1, end)
             field, bulk, bulk_stop = _tensor_data(data, start, stop)
             spans.append((bulk, bulk_stop))
-            size = _varint(field - start + stop - bulk_stop)
+            size = varint(field - start + stop - bulk_stop)
             parts += (data[taken : position + 1], size, data[start:field], data[bulk_stop:stop])
             position = taken = stop
         elif tag == form.payload:
@@ -315,7 +312,7 @@ def _walk(data: bytes | memoryview, form: _Form) -> _Sliced:
             raise _UnexpectedError
     parts.append(data[taken:])
     rest = b"".join(parts)
-    return _Sliced(b"".join((bytes([form.message]), _varint(len(rest)), rest)), spans, payload)
+    return _Sliced(b"".join((bytes([form.message]), varint(len(rest)), rest)), spans, payload)
 
 
 def _tensor_data(data: bytes | memoryview, position: int, end: int) -> tuple[int, int, int]:
@@ -361,12 +358,3 @@ def _span(data: bytes | memoryview, position: int, end: int) -> tuple[int, int]:
     if stop > end:
         raise _UnexpectedError
     return position, stop
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number >= 0x80:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -116,6 +116,21 @@ def start_coordinator(
             assert not any(worker.is_running() for worker in workers)
     finally:
         coordinator.end()
+
+
+@contextmanager
+def attached_script(source: str, control: str) -> Iterator[IO[bytes]]:
+    """A training script in a process of its own, killed at the end of the block. Gives its output."""
+    with subprocess.Popen(
+        [sys.executable, "-c", source, control],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as script:
+        try:
+            assert script.stdout is not None
+            yield script.stdout
+        finally:
+            script.kill()
 
 
 def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

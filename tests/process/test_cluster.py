@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 
 from coordinator import CoordinatorGone, MusterError, NotEnoughParticipants, connect
 from protos.messages import instruction
-from tests.process.running import BIN, Process, command, run, start_coordinator
+from tests.process.running import BIN, Process, attached_script, command, run, start_coordinator
 from tests.support import Devices, eventually
 from tests.support import instruction as device_instruction
 
@@ -110,21 +108,10 @@ def test_what_a_script_had_is_free_as_soon_as_it_is_killed(tmp_path: Path, devic
         joined = devices.join(coordinator.listen, 2)
         with connect(coordinator.control) as connection:
             connection.get_participants(2, timeout=20)
-            script = subprocess.Popen(
-                [sys.executable, "-c", SCRIPT, coordinator.control],
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-            try:
-                assert script.stdout is not None
-                assert script.stdout.readline() == b"leased\n"
+            with attached_script(SCRIPT, coordinator.control) as output:
+                assert output.readline() == b"leased\n"
                 assert all(device.holding.wait(20) for device in joined)
                 assert connection.status().leased == 2
-            finally:
-                script.kill()
-                script.wait()
-                assert script.stdout is not None
-                script.stdout.close()
             eventually(lambda: connection.status().leased == 0, timeout=2)
             eventually(lambda: connection.status().calls == 0, timeout=2)
             assert all(device.cancelled.wait(20) for device in joined), "nobody told them to stop"

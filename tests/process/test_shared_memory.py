@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import pytest
 from coordinator import Coordinator, connect
 from manager.blobs import CAN_SHARE, SHARE_SIZE
 from manager.proxy import ParticipantProxy
-from tests.process.running import start_coordinator
+from tests.process.running import attached_script, start_coordinator
 from tests.support import Devices, eventually, instruction
 
 pytestmark = pytest.mark.skipif(not CAN_SHARE, reason="this platform has no memory to share")
@@ -53,21 +51,10 @@ def test_a_script_that_is_killed_leaves_none_behind(tmp_path: Path, devices: Dev
         eventually(lambda: coordinator.status()["attached"] == 0)
         pids = [coordinator.pid, *(worker.pid for worker in coordinator.children())]
         before = len(shared_memory(pids))
-        script = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, coordinator.control],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        try:
-            assert script.stdout is not None
-            assert script.stdout.readline() == b"has them\n"
+        with attached_script(SCRIPT, coordinator.control) as output:
+            assert output.readline() == b"has them\n"
             assert all(device.holding.wait(20) for device in joined)
             assert len(shared_memory(pids)) > before, "the instruction isn't shared"
-        finally:
-            script.kill()
-            script.wait()
-            assert script.stdout is not None
-            script.stdout.close()
         for device in joined:
             device.release()
         eventually(lambda: len(shared_memory(pids)) == before, what="memory that is given back")
