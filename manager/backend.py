@@ -145,7 +145,10 @@ def check_timeout(timeout: float | None) -> None:
 
 
 async def finish(backend: Backend, call: Running, watch: Callable[[], object] | None = None) -> None:
-    """Waits for a call; gives it up if the waiting task is cancelled. ``watch`` is called now and then."""
+    """Waits for a call; gives it up if the waiting task is cancelled.
+
+    ``watch`` is called now and then, and when the call has finished.
+    """
     try:
         if watch is None:
             await call.waiter
@@ -154,6 +157,7 @@ async def finish(backend: Backend, call: Running, watch: Callable[[], object] | 
                 watch()
                 await asyncio.wait([call.waiter], timeout=WATCH_INTERVAL)
             call.waiter.result()
+            watch()
     except BaseException:
         backend.give_up_call(call)
         raise

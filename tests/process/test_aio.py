@@ -8,12 +8,27 @@ import pytest
 
 from coordinator import aio
 from manager.errors import CallTimeout, NotEnoughParticipants, ParticipantLost
+from manager.outcome import Progress
 from tests.support import Devices, instruction
 
 
 class Echo(aio.ParticipantProxy):
     async def echo(self, payload: bytes) -> bytes:
         return (await self.run(instruction("echo", payload))).result.payload
+
+
+def test_progress_ends_with_all(devices: Devices) -> None:
+    async def main() -> None:
+        async with aio.Coordinator(1, "127.0.0.1:0", log_level="warning") as coordinator:
+            await asyncio.to_thread(devices.join, coordinator.listen, 3)
+            cohort = await coordinator.get_participants(3, timeout=20)
+            told: list[Progress] = []
+            await cohort.run(instruction("echo", b"x"), timeout=20, progress=told.append)
+            assert (told[-1].asked, told[-1].answered, told[-1].failed) == (3, 3, 0)
+            await cohort.reduce(instruction("fail"), timeout=20, progress=told.append)
+            assert (told[-1].asked, told[-1].answered, told[-1].failed) == (3, 0, 3)
+
+    asyncio.run(main())
 
 
 def test_a_coordinator_and_a_connection_in_one_event_loop(devices: Devices) -> None:
