@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import grpc.aio
 
 from benchmarks.baselines.bare_echo import OPTIONS
 from benchmarks.compare import START_LIMIT
-from benchmarks.examine import WINDOW, Averages, Cancels, Echoes, Examiner
+from benchmarks.examine import WINDOW, Averages, Cancels, Comebacks, Echoes, Examiner, Pings
 from benchmarks.flower import install_flower
 from benchmarks.measure import Bench, Child, MeasurementError, Report, build_loadgen, counts
 from benchmarks.memory import MIB, peak_rss
@@ -39,6 +41,8 @@ VARIANTS: Sequence[tuple[str, Callable[[], Examiner], Sequence[object]]] = [
     ("a small tensor", lambda: Averages(100, 100), ["--tensor-bytes", 100]),
     ("an empty tensor", lambda: Averages(0, 0), ["--tensor-bytes", 0]),
     ("a large tensor", lambda: Averages(LARGE, LARGE), ["--tensor-bytes", LARGE]),
+    ("pings", lambda: Pings(2.5), ["--ping-seconds", 1]),
+    ("comebacks", Comebacks, ["--reconnect", "--id-prefix", "check-"]),
     ("cancels", lambda: Cancels(THINK_MS / 1000), ["--accept-cancel", "--think-ms", THINK_MS]),
 ]
 
@@ -47,24 +51,45 @@ async def check(
     bench: Bench, examiner: Examiner, participants: int, timeout: float, *options: object
 ) -> tuple[Report, int]:
     """Lets the examiner talk to all participants; returns the load generator's counts and peak memory."""
-    server = grpc.aio.server(options=OPTIONS)
-    server.add_generic_rpc_handlers((examiner.handler(),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    loadgen = await asyncio.to_thread(bench.loadgen, f"127.0.0.1:{port}", participants, *options)
-    end = await asyncio.to_thread(wait_for_the_end, loadgen, participants, timeout)
+    servers, addresses = [], []
+    for handler in examiner.handlers():
+        server = grpc.aio.server(options=[*OPTIONS, ("grpc.http2.min_ping_interval_without_data_ms", 500)])
+        server.add_generic_rpc_handlers((handler,))
+        addresses.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+        await server.start()
+        servers.append(server)
+    if isinstance(examiner, Comebacks):
+        examiner.elsewhere = addresses[1]
+    loadgen = await asyncio.to_thread(bench.loadgen, addresses[0], participants, *options)
+    end = await asyncio.to_thread(wait_for_the_end, loadgen, examiner, participants, timeout)
     peak = peak_rss([loadgen.pid])
-    await server.stop(0)
+    for server in servers:
+        await server.stop(0)
     return end, peak
 
 
-def wait_for_the_end(loadgen: Child, participants: int, timeout: float) -> Report:
+def wait_for_the_end(loadgen: Child, examiner: Examiner, participants: int, timeout: float) -> Report:
     """Until all have gone, or time is up."""
     waited, pause = 0.0, 0.1
-    while (now := counts(loadgen))["left"] + now["lost"] < participants and waited < timeout:
+    while not examiner.is_over(now := counts(loadgen), participants) and waited < timeout:
         asyncio.run(asyncio.sleep(pause))
         waited += pause
     return now
+
+
+def check_mute(participants: int) -> bool:
+    """Whether participants find out that a server doesn't speak any more, and come back."""
+    with Bench(limit=60) as bench, socket.create_server(("127.0.0.1", 0)) as mute:  # nobody accepts
+        options = ["--ping-seconds", 1, "--reconnect"]
+        loadgen = bench.loadgen(f"127.0.0.1:{mute.getsockname()[1]}", participants, *options)
+        time.sleep(2)  # 1.5 to notice
+        now = counts(loadgen)
+        fine = now["ends"] == {"the server doesn't answer pings": participants}
+        fine &= now["reconnects"] == participants
+    print(f"a mute server: {'right' if fine else 'WRONG'}")
+    if not fine:
+        print(f"  {now}")
+    return bool(fine)
 
 
 def check_flower(participants: int, timeout: float, tensor_bytes: int) -> bool:
@@ -76,7 +101,7 @@ def check_flower(participants: int, timeout: float, tensor_bytes: int) -> bool:
         address = server.report(START_LIMIT)["listen"]
         loadgen = bench.loadgen(address, participants, "--flower", "--tensor-bytes", tensor_bytes)
         found = server.report(timeout)
-        end = wait_for_the_end(loadgen, participants, 10)
+        end = wait_for_the_end(loadgen, Examiner(), participants, 10)
     fine = all(found.values()) and end["left"] == participants
     print(f"Flower, {tensor_bytes} bytes: {'right' if fine else 'WRONG'}")
     if not fine:
@@ -99,12 +124,14 @@ def main() -> None:
                 checking = check(bench, examiner, args.participants, args.timeout, *options)
                 end, peak = asyncio.run(checking)
             fine = examiner.is_fine(args.participants) and end["left"] == args.participants
+            fine &= "--ping-seconds" not in options or end["pings"] >= 2 * args.participants
             fine &= "--echo" in options or peak < MOST_MEMORY  # an echo has to keep what it got
             wrong |= not fine
             print(f"{name}: {'right' if fine else 'WRONG'}")
             if not fine:
                 print(f"  passed {dict(examiner.passed)}\n  failed {dict(examiner.failed)}")
                 print(f"  {end}\n  {peak / MIB:.0f} MiB at most")
+        wrong |= not check_mute(args.participants)
         if args.flower:
             wrong |= not all(check_flower(args.participants, args.timeout, size) for size in (100, LARGE))
     except MeasurementError as error:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -18,8 +18,9 @@ import grpc.aio
 import numpy as np
 
 from benchmarks.baselines.bare_echo import SERVICE
+from benchmarks.measure import Report
 from protos import stream_pb2
-from protos.chunks import CHUNK_SIZE, WHOLE_SIZE, Assembler, Pieces, in_memory, read_chunk
+from protos.chunks import CHUNK_SIZE, FIRST_SIZE, WHOLE_SIZE, Assembler, Pieces, in_memory, read_chunk
 from protos.envelope import Kind, kind_of
 from protos.tensors import to_arrays
 
@@ -39,10 +40,13 @@ class Examiner:
         self.passed: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        return grpc.method_handlers_generic_handler(
-            SERVICE, {"Connect": grpc.stream_stream_rpc_method_handler(self._connect)}
-        )
+    def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
+        """For as many servers."""
+        return [_handler(self._connect)]
+
+    def is_over(self, load: Report, participants: int) -> bool:
+        """Whether nothing more is to be expected of a load generator that has counted this."""
+        return bool(load["left"] + load["lost"] >= participants)
 
     async def converse(self, talk: Talk) -> None:
         raise NotImplementedError
@@ -61,6 +65,12 @@ class Examiner:
 
     def is_fine(self, participants: int) -> bool:
         return bool(self.passed) and not self.failed and set(self.passed.values()) == {participants}
+
+
+def _handler(connect: Callable[[AsyncIterator[bytes], Context], Awaitable[None]]) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(
+        SERVICE, {"Connect": grpc.stream_stream_rpc_method_handler(connect)}
+    )
 
 
 class Talk:
@@ -94,8 +104,8 @@ class Talk:
         size = sum(self.pieces)
         if size <= WHOLE_SIZE:
             return self.pieces == [size]
-        *full, last = self.pieces
-        return set(full) == {CHUNK_SIZE} and 0 < last <= CHUNK_SIZE
+        first, *full, last = self.pieces
+        return first == FIRST_SIZE and set(full) == {CHUNK_SIZE} and 0 < last <= CHUNK_SIZE
 
 
 class Echoes(Examiner):
@@ -176,3 +186,80 @@ class Cancels(Examiner):
             self.check(f"answered after {pause:g}", (await talk.read()).HasField("result"))
             self.check(f"in its time after {pause:g}", time.monotonic() - began > 0.9 * self._think)
         await talk.write(cancel)
+
+
+class Pings(Examiner):
+    """Of --ping-seconds: one that hears nothing asks, and stays."""
+
+    def __init__(self, silence: float) -> None:
+        super().__init__()
+        self._silence = silence
+
+    async def converse(self, talk: Talk) -> None:
+        await talk.read()
+        await asyncio.sleep(self._silence)
+        await talk.write(stream_pb2.ServerMessage())
+        self.check("answer", (await talk.read()).HasField("result"))
+
+
+class Comebacks(Examiner):
+    """Of --reconnect: after which ends it comes back, how soon, and to where."""
+
+    SLACK = 0.4
+    """Seconds that a busy machine may take beyond the longest wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._visits: Counter[str] = Counter()
+        self._ended: dict[str, float] = {}
+        self.elsewhere = ""
+        """The second server's address."""
+
+    def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
+        return [_handler(self._connect), _handler(self._connect_elsewhere)]
+
+    def is_over(self, load: Report, participants: int) -> bool:
+        return bool(load["given_up"] >= participants)
+
+    def is_fine(self, participants: int) -> bool:
+        return super().is_fine(participants) and len(self._visits) == participants
+
+    async def _connect(self, _requests: AsyncIterator[bytes], context: Context) -> None:
+        await self._visit(Talk(context), context, elsewhere=False)
+
+    async def _connect_elsewhere(self, _requests: AsyncIterator[bytes], context: Context) -> None:
+        await self._visit(Talk(context), context, elsewhere=True)
+
+    async def _visit(self, talk: Talk, context: Context, *, elsewhere: bool) -> None:
+        name = (await talk.read()).hello.participant_id
+        now = time.monotonic()
+        waited = now - self._ended.get(name, now)
+        self._visits[name] += 1
+        visit = self._visits[name]
+        earliest, latest = {2: (0, 1), 3: (0, 2), 4: (0, 4), 5: (0, 1), 6: (0.5, 0.5), 7: (0, 1)}.get(
+            visit, (0, 0)
+        )
+        self.check(f"in time for visit {visit}", earliest <= waited <= latest + self.SLACK)
+        self.check(f"place of visit {visit}", elsewhere == (visit == 6))
+        try:
+            await self._end(visit, talk, context)
+        finally:
+            self._ended[name] = time.monotonic()
+
+    async def _end(self, visit: int, talk: Talk, context: Context) -> None:
+        if visit in (1, 6):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone for a moment")
+        if visit == 2:
+            await context.abort(grpc.StatusCode.CANCELLED, "too many")
+        if visit == 4:  # brings a message: the next wait is short again
+            await talk.write(stream_pb2.ServerMessage())
+            self.check("answer", (await talk.read()).HasField("result"))
+            await context.abort(grpc.StatusCode.INTERNAL, "trouble")
+        if visit == 5:
+            reconnect = stream_pb2.Reconnect(delay_seconds=0.5, address=self.elsewhere)
+            await talk.write(stream_pb2.ServerMessage(reconnect=reconnect))
+            self.check("leave", (await talk.read()).HasField("leave"))
+            end: Any = await context.read()
+            self.check("end of stream", end is grpc.aio.EOF)
+        if visit == 7:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, "somebody else has this id")

@@ -109,9 +109,15 @@ class Child:
         self._process.wait(10)
         self._stderr.close()
 
+    def last_words(self) -> str:
+        """The end of its stderr."""
+        file = self._stderr.fileno()
+        size = os.fstat(file).st_size
+        # The process writes where this file's position is: it mustn't move.
+        return os.pread(file, 2000, max(0, size - 2000)).decode(errors="replace").strip()
+
     def _error(self, what: str) -> MeasurementError:
-        self._stderr.seek(0)
-        tail = self._stderr.read()[-2000:].decode(errors="replace").strip()
+        tail = self.last_words()
         code = self._process.poll()
         ended = "" if code is None else f" (exit code {code})"
         return MeasurementError(f"{self.name} {what}{ended}" + (f"\n{tail}" if tail else ""))

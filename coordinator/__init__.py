@@ -9,19 +9,25 @@ coordinator.py    the blocking interface
 aio.py            the asyncio interface
 settings.py       what can be set
 errors.py         what can be caught, besides manager/errors.py
-cli.py            ``coordinator start | status | participants``
+cli.py            ``coordinator start``
+remote.py         the other commands, which speak to a running coordinator
 view.py           what the terminal shows
 **deciding**
 downlink.py ★     the coordinator's side of the link to one worker
 restarts.py ★     what happens when a worker process ends
+balance.py ★      how many participants are moved, so that all workers have about the same
 **doing**
 running.py        a coordinator brought up and down
+run_dir.py        what outlives a coordinator that is killed
 workers.py        the links to all workers
+router.py         the socket that they come in by
 supervisor.py     the worker processes, kept running
 process.py        one of them
 orders.py         what the coordinator tells a worker, batched
 control.py        the control server
+attachment.py     one attached script
 client.py         the other end of it, in an attached script
+pending.py        what a script waits for
 writer.py         batches for the control stream
 passing.py        how a payload crosses it: as bytes or as a descriptor
 ================  =============================================================================

@@ -1,4 +1,4 @@
-"""The ``coordinator`` command: start one, look at a running one.
+"""The ``coordinator`` command, and its first subcommand: start one. remote.py has those for a running one.
 
 Exit codes: 0 all well; 1 it could not be done (the last line says why); 2 usage.
 """
@@ -6,31 +6,28 @@ Exit codes: 0 all well; 1 it could not be done (the last line says why); 2 usage
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
-from rich.console import Console
 
+from coordinator import remote
+from coordinator.remote import fail
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
 from manager.errors import StartError
-from manager.listen import CAN_SHARE_PORT, Address
+from manager.limits import room
+from manager.listen import CAN_SHARE_PORT
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
-from manager.options import AddressType, log_options, option
+from manager.options import AddressType, limit_options, log_options, option, take_limits
 from manager.usage import allow_many_files, calm_garbage_collection
-from protos import control_pb2
 
 UPDATE_INTERVAL = 0.5
 """Seconds between two looks of the live display."""
-
-ANSWER_TIMEOUT = 5.0
-"""Seconds that ``status`` and the like wait for a running coordinator."""
 
 
 @click.group()
@@ -114,9 +111,23 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
     help="How long running calls may go on when stopping.",
 )
 @option(
+    "--orphan-grace",
+    type=click.FloatRange(1),
+    default=30.0,
+    metavar="SECONDS",
+    help="How long workers keep their participants for the next coordinator, should this one be killed.",
+)
+@option(
+    "--max-participants",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Participants in all. More are told to come back later.  [default: as many as the workers take]",
+)
+@option("--max-scripts", type=click.IntRange(1), default=100, help="Training scripts attached at once.")
+@option(
     "--run-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory for the link's socket.  [default: a private temporary one]",
+    help="Where the next coordinator finds this one's workers.  [default: by the address to listen on]",
 )
 @option(
     "--reducer",
@@ -125,6 +136,7 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
     metavar="MODULE:CLASS",
     help="A reducer of your own that scripts may name; may be given several times.",
 )
+@limit_options(option)
 @log_options
 def start(log_level: str, log_format: LogFormat, share_port: bool, **options: Any) -> None:
     """Run a coordinator and its workers in the foreground.
@@ -135,19 +147,22 @@ def start(log_level: str, log_format: LogFormat, share_port: bool, **options: An
     configure(log_level, log_format)
     if share_port and not CAN_SHARE_PORT:
         raise click.UsageError("this platform can't share a port between workers; use --own-ports")
+    limits = take_limits(options)
     try:
-        settings = Settings(share_port=share_port, log_level=log_level, log_format=log_format, **options)
+        room(limits, allow_many_files())  # those of this process are those of its workers
+        settings = Settings(
+            limits=limits, share_port=share_port, log_level=log_level, log_format=log_format, **options
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if settings.reducers:
         sys.path.append(str(Path.cwd()))  # last: it must not hide anything
-    allow_many_files()
     live = log_format == "console" and sys.stderr.isatty()
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_serve(settings, live))
     except StartError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 async def _serve(settings: Settings, live: bool) -> None:
@@ -162,6 +177,8 @@ async def _serve(settings: Settings, live: bool) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+        loop.add_signal_handler(signal.SIGHUP, interrupted)  # the terminal is gone
 
     coordinator = RunningCoordinator(settings)
     starting = asyncio.ensure_future(coordinator.start())
@@ -183,15 +200,18 @@ async def _serve(settings: Settings, live: bool) -> None:
     if not settings.share_port:
         log.info("workers don't share a port here; spread participants over the addresses yourself")
     view: View = LiveView() if live else LogView()
+    failed = asyncio.ensure_future(coordinator.failed.wait())
     try:
         with view:
-            while not stop.is_set():
+            while not (stop.is_set() or failed.done() or coordinator.stopping):
                 view.update(coordinator.status())
-                await asyncio.wait([stopped], timeout=UPDATE_INTERVAL)
+                await asyncio.wait([stopped, failed], timeout=UPDATE_INTERVAL)
             view.update(coordinator.status())
     finally:
+        stop.set()  # one more signal hurries
         calls = len(coordinator.dispatcher.calls)
-        patience = f": {calls} running calls have {settings.grace:g} s to finish" if calls else ""
+        grace = coordinator.drain()
+        patience = f": {calls} running calls have {grace:g} s to finish" if calls else ""
         log.info("stopping%s", patience)
         stopping = asyncio.ensure_future(coordinator.stop())
         hurried = asyncio.ensure_future(hurry.wait())
@@ -200,94 +220,11 @@ async def _serve(settings: Settings, live: bool) -> None:
             coordinator.hurry()
         await stopping
         hurried.cancel()
+        failed.cancel()
         log.info("stopped")
+    if coordinator.failed.is_set():
+        raise StartError("all workers have died too often and were given up; why is in the lines above")
 
 
-control_option = option(
-    "--control", type=AddressType(), default=DEFAULT_CONTROL, help="The coordinator's control address."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
-
-
-@main.command()
-@control_option
-@json_option
-def status(control: Address, as_json: bool) -> None:
-    """Show a running coordinator: workers, participants, outcomes so far."""
-    from coordinator.view import as_dict, render_status
-
-    with _Asking(control) as stub:
-        answer = stub.GetStatus(control_pb2.StatusRequest(), timeout=ANSWER_TIMEOUT)
-    if as_json:
-        click.echo(json.dumps(as_dict(answer), indent=2))
-    else:
-        Console().print(render_status(answer))
-
-
-class Pairs(click.ParamType[tuple[str, str]]):
-    name = "key=value"
-
-    def convert(
-        self, value: str | tuple[str, str], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        key, equals, wanted = value.partition("=")
-        if not equals or not key:
-            self.fail(f"{value!r}: write key=value", param, ctx)
-        return key, wanted
-
-
-@main.command()
-@control_option
-@click.option("--where", type=Pairs(), multiple=True, help="Only those with this attribute. May be repeated.")
-@json_option
-def participants(control: Address, where: tuple[tuple[str, str], ...], as_json: bool) -> None:
-    """List the participants that are connected now."""
-    from coordinator.view import as_dict, render_participants
-
-    request = control_pb2.ListParticipantsRequest(where=dict(where))
-    with _Asking(control) as stub:
-        pages = stub.ListParticipants(request, timeout=ANSWER_TIMEOUT)
-        found = [participant for page in pages for participant in page.participants]
-    if as_json:
-        click.echo(json.dumps([as_dict(participant) for participant in found], indent=2))
-    elif found:
-        Console().print(render_participants(found))
-    else:
-        click.echo("no participants" + (" match" if where else " are connected"))
-
-
-class _Asking:
-    """A stub of the control API; what goes wrong ends the command with a sentence."""
-
-    def __init__(self, control: Address) -> None:
-        self._control = control
-
-    def __enter__(self) -> Any:
-        import grpc
-
-        from coordinator.control import CONTROL_OPTIONS
-        from protos.control_pb2_grpc import ControlStub
-
-        self._channel = grpc.insecure_channel(str(self._control), options=CONTROL_OPTIONS)
-        return ControlStub(self._channel)
-
-    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        import grpc
-
-        self._channel.close()
-        if isinstance(error, grpc.RpcError):
-            code = error.code() if hasattr(error, "code") else None
-            if code is grpc.StatusCode.UNAVAILABLE:
-                _fail(f"no coordinator answers at {self._control}; is `coordinator start` running?")
-            if code is grpc.StatusCode.UNIMPLEMENTED:
-                _fail(f"{self._control} is not a control address (participants connect there?)")
-            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                _fail(f"the coordinator at {self._control} did not answer within {ANSWER_TIMEOUT:g} s")
-            _fail(f"the coordinator at {self._control} could not answer: {error}")
-
-
-def _fail(text: str) -> NoReturn:
-    click.echo(f"Error: {text}", err=True)
-    sys.exit(1)
+for command in remote.COMMANDS:
+    main.add_command(command)

@@ -12,17 +12,18 @@ import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import cast
 
 import grpc
 import grpc.aio
 
-from coordinator.control import CONTROL_OPTIONS, CONTROL_VERSION
+from coordinator.attachment import CONTROL_VERSION
+from coordinator.control import CONTROL_OPTIONS
 from coordinator.errors import CoordinatorGone
 from coordinator.passing import Outgoing, received
+from coordinator.pending import PendingCall, PendingRequest
 from coordinator.writer import MAX_ITEM_BYTES, BatchWriter
-from manager.backend import Acquired, Listener, Running
+from manager.backend import Acquired, Listener, Running, check_size
 from manager.blobs import Blob, Payload, Sample, can_open, share
 from manager.call import Answer, OutcomeKind
 from manager.errors import Closed, MusterError, NotEnoughParticipants, ReductionError
@@ -39,37 +40,7 @@ STATUS_TIMEOUT = 5.0
 RETRY_INTERVAL = 0.2
 """Seconds between two attempts to attach to a coordinator that may still be on its way up."""
 
-
 _UNKNOWN: Answer = (OutcomeKind.LOST, b"")
-
-
-@dataclass(slots=True)
-class _PendingRequest:
-    future: asyncio.Future[Acquired]
-    asked: int
-    where: Mapping[str, str]
-
-
-@dataclass(slots=True)
-class _PendingCall:
-    id: int
-    waiter: asyncio.Future[None]
-    pending: int
-    outcomes: list[Answer | None]
-    payloads: Sequence[Payload]  # kept until it ends: the coordinator may have to open them yet
-    listener: Listener | None
-    states: list[Payload] = field(default_factory=list)
-    results: int = 0
-    folded: int = 0
-    bytes: int = 0
-
-    @property
-    def answered(self) -> int:
-        return max(self.results, self.folded) if self.pending else self.results
-
-    @property
-    def failed(self) -> int:
-        return len(self.outcomes) - self.pending - self.results
 
 
 class Link:
@@ -78,10 +49,13 @@ class Link:
     def __init__(self, address: str) -> None:
         self.address = address
         self._ids = itertools.count(1)
-        self._requests: dict[int, _PendingRequest] = {}
-        self._calls: dict[int, _PendingCall] = {}
+        self._requests: dict[int, PendingRequest] = {}
+        self._calls: dict[int, PendingCall] = {}
+        self._given_up: dict[int, PendingCall] = {}  # that the coordinator has not said to have ended
         self._members: dict[int, Member] = {}
         self._error: MusterError | None = None
+        self._draining = False
+        self._max_message = MAX_ITEM_BYTES
         self._sample = Sample()
         self._outgoing = Outgoing()
         self._coordinator_pid = 0
@@ -124,6 +98,7 @@ class Link:
                 welcome = await self._stream.read()
                 if isinstance(welcome, control_pb2.ServerBatch):
                     self._outgoing.shares_memory = welcome.shares_memory
+                    self._draining, self._max_message = welcome.draining, welcome.max_message
                     self._coordinator_pid = welcome.memory.pid
                     opens = can_open(welcome.memory)
                     await self._stream.write(control_pb2.ClientBatch(shares_memory=opens))
@@ -177,7 +152,7 @@ class Link:
             timeout_seconds=timeout,
             lease=exclusive,
         )
-        request = _PendingRequest(asyncio.get_running_loop().create_future(), minimum, where)
+        request = PendingRequest(asyncio.get_running_loop().create_future(), minimum, where)
         self._requests[number] = request
         self._writer.add("acquires", acquire)
         try:
@@ -202,7 +177,7 @@ class Link:
         timeout: float | None,
         quorum: int | None,
         reduction: Reduction | None = None,
-    ) -> _PendingCall:
+    ) -> PendingCall:
         return self._start(members, payloads, timeout, quorum, reduction, None)
 
     def stream_call(
@@ -212,7 +187,7 @@ class Link:
         timeout: float | None,
         quorum: int | None,
         listener: Listener,
-    ) -> _PendingCall:
+    ) -> PendingCall:
         return self._start(members, payloads, timeout, quorum, None, listener)
 
     def _start(
@@ -223,8 +198,9 @@ class Link:
         quorum: int | None,
         reduction: Reduction | None,
         listener: Listener | None,
-    ) -> _PendingCall:
+    ) -> PendingCall:
         self._check()
+        check_size(payloads, self._max_message)
         size = sum(map(self._outgoing.size, payloads)) + 16 * len(members)
         if size > MAX_ITEM_BYTES:
             raise ValueError(
@@ -243,7 +219,7 @@ class Link:
         )
         waiter = asyncio.get_running_loop().create_future()
         outcomes: list[Answer | None] = [_UNKNOWN] * len(members)
-        call = _PendingCall(number, waiter, len(members), outcomes, payloads, listener)
+        call = PendingCall(number, waiter, len(members), outcomes, payloads, listener)
         if members:
             self._calls[number] = call
             self._writer.add("calls", start, size)
@@ -252,13 +228,19 @@ class Link:
         return call
 
     def give_up_call(self, call: Running) -> None:
-        number = cast(_PendingCall, call).id
-        if self._calls.pop(number, None) is not None:
-            self._writer.add("cancels", number)
+        given_up = cast(PendingCall, call)
+        if self._calls.pop(given_up.id, None) is not None:
+            self._given_up[given_up.id] = given_up  # the coordinator may have to open its payloads yet
+            self._writer.add("cancels", given_up.id)
 
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
+        if self._draining:
+            raise CoordinatorGone(
+                f"the coordinator at {self.address} is draining: what runs may finish, but nothing new "
+                f"begins; attach again with coordinator.connect once it is back"
+            )
 
     # What the coordinator says
 
@@ -282,6 +264,7 @@ class Link:
         )
 
     def _handle(self, batch: control_pb2.ServerBatch) -> None:
+        self._draining |= batch.draining
         for granted in batch.granted:
             members = [self._member(participant) for participant in granted.participants]
             request = self._requests.get(granted.id)
@@ -317,6 +300,10 @@ class Link:
             arrived = list(zip(settled.indices, settled.outcomes, answers, strict=False))
             if (call := self._calls.get(settled.call)) is not None:
                 self._settle(call, arrived)
+            elif (call := self._given_up.get(settled.call)) is not None:
+                call.pending -= len(arrived)
+                if call.pending == 0:
+                    del self._given_up[settled.call]
         for key in batch.gone:
             if (member := self._members.pop(key, None)) is not None:
                 member.gone = True
@@ -332,7 +319,7 @@ class Link:
             if message.descriptor:
                 self._writer.add("opened", message.descriptor)
 
-    def _settle(self, call: _PendingCall, arrived: Sequence[tuple[int, int, Payload | None]]) -> None:
+    def _settle(self, call: PendingCall, arrived: Sequence[tuple[int, int, Payload | None]]) -> None:
         for index, outcome, answer in arrived:
             kind = OutcomeKind.LOST if answer is None else OutcomeKind(outcome)
             call.outcomes[index] = (kind, answer or b"")
@@ -347,7 +334,7 @@ class Link:
             del self._calls[call.id]
             self._finish(call)
 
-    def _finish(self, call: _PendingCall) -> None:
+    def _finish(self, call: PendingCall) -> None:
         if call.listener is not None:
             call.listener.finished(call)
         if not call.waiter.done():

@@ -126,6 +126,10 @@ class Downlink:
             return f"worker {self.index} has been given up"
         return None
 
+    def begins(self, hello: link_pb2.Hello) -> bool:
+        """Whether this Hello begins a handshake, and repeats none that is over or under way."""
+        return self.state is not State.OPEN or hello.handshake > self._handshake
+
     def received(self, message: link_pb2.Upward, now: float) -> list[Event]:
         body = message.WhichOneof("body")
         if body == "hello":
@@ -172,7 +176,7 @@ class Downlink:
             return []
         self.state = State.OPEN
         self._handshake = hello.handshake
-        self._end.open(self._heartbeat, now)
+        self._end.open(hello.handshake, self._heartbeat, now)
         return [Greeted(hello)]
 
     def gone(self) -> None:

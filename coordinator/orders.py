@@ -6,6 +6,8 @@ once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from manager.blobs import Payload
 from manager.call import Send
 from protos import link_pb2
@@ -42,7 +44,12 @@ class OrdersBatch:
 
     def __bool__(self) -> bool:
         return bool(
-            self._sessions or self._orders.broadcasts or self._cancel_sessions or self._closes or self._ends
+            self._sessions
+            or self._orders.broadcasts
+            or self._cancel_sessions
+            or self._closes
+            or self._ends
+            or self._orders.moves
         )
 
     def instruct(self, session: int, tag: int, payload: Payload) -> None:
@@ -79,6 +86,10 @@ class OrdersBatch:
     def end(self, session: int) -> None:
         """Adds the end of a session's stream."""
         self._ends.append(session)
+
+    def move(self, sessions: Sequence[int], low: float, high: float, address: str = "") -> None:
+        """Adds the wish that these participants reconnect, each after ``low`` to ``high`` seconds."""
+        self._orders.moves.add(sessions=sessions, min_seconds=low, max_seconds=high, address=address)
 
     def take(self) -> tuple[link_pb2.Orders, list[Payload]]:
         """The batch and its payloads; begins a new one."""

@@ -1,12 +1,13 @@
-"""One worker as an operating system process: spawned, watched, ended.
+"""One worker as an operating system process: spawned or adopted, watched, ended.
 
-Spawned, never forked: gRPC and fork don't mix. A thread per process waits for its end, which is portable and
-tells at once.
+Spawned, never forked: gRPC and fork don't mix. A thread per spawned process waits for its end, which is
+portable and tells at once. One that an earlier life of the coordinator has spawned is watched by a pidfd.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,14 +16,32 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import manager
 
+OnExit = Callable[["int | None"], None]
 
-class WorkerProcess:
-    """A running ``python -m manager start``."""
 
-    def __init__(self, arguments: Sequence[str], on_exit: Callable[[int], None]) -> None:
+class WorkerProcess(Protocol):
+    """A running ``python -m manager start``. ``started_at`` is a monotonic time, of its start or adoption."""
+
+    pid: int
+    started_at: float
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Does nothing if it has ended."""
+        ...
+
+    def join(self) -> None:
+        """Frees what watched it; it must have ended."""
+        ...
+
+
+class SpawnedProcess:
+    """Started by this process."""
+
+    def __init__(self, arguments: Sequence[str], on_exit: OnExit) -> None:
         """Starts it. ``on_exit`` gets its exit code on the running event loop; negative: the signal."""
         self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
@@ -37,28 +56,48 @@ class WorkerProcess:
         self._watch = threading.Thread(target=self._wait, name=f"muster-watch-{self.pid}", daemon=True)
         self._watch.start()
 
-    @property
-    def running(self) -> bool:
-        return self._process.returncode is None
-
-    def terminate(self) -> None:
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    def send_signal(self, number: signal.Signals) -> None:
+        if self._process.returncode is None:
+            self._process.send_signal(number)
 
     def join(self) -> None:
-        """Waits for the watching thread; the process must have ended."""
         self._watch.join()
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self.running:
-            self._process.send_signal(number)
 
     def _wait(self) -> None:
         code = self._process.wait()
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._on_exit, code)
+
+
+class AdoptedProcess:
+    """Started by a coordinator that is gone. Its exit code can't be known: None."""
+
+    def __init__(self, pid: int, on_exit: OnExit) -> None:
+        """Raises OSError if there is no such process, or none can be adopted here."""
+        if not hasattr(os, "pidfd_open"):
+            raise OSError("processes can't be adopted on this platform")
+        self._loop = asyncio.get_running_loop()
+        self._on_exit = on_exit
+        self.pid = pid
+        self.started_at = time.monotonic()
+        self._fd = os.pidfd_open(pid)
+        self._loop.add_reader(self._fd, self._ended)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._fd, number)
+
+    def join(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+    def _ended(self) -> None:
+        self._loop.remove_reader(self._fd)
+        self._on_exit(None)
+
+
+KILL = signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM
 
 
 def _environment() -> dict[str, str]:
@@ -70,8 +109,10 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
-def describe_exit(code: int) -> str:
+def describe_exit(code: int | None) -> str:
     """An exit code in words."""
+    if code is None:
+        return "exit code unknown"
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -9,24 +9,23 @@ import asyncio
 import logging
 import os
 import secrets
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
+from typing import cast
 
 from coordinator.control import ControlServer
-from coordinator.downlink import State
+from coordinator.downlink import State as LinkState
+from coordinator.run_dir import InUseError, Recorded, RunDir, State, default_path
 from coordinator.settings import Settings
-from coordinator.supervisor import Supervisor
+from coordinator.supervisor import Slot, Supervisor
 from coordinator.workers import Workers
 from manager.call import OutcomeKind
 from manager.dispatcher import Dispatcher
-from manager.errors import StartError
-from manager.listen import Reservation, probe, reserve
+from manager.errors import AddressInUse, StartError
+from manager.listen import Address, Reservation, hold, probe, reserve
 from manager.reducers import check_allowed
 from manager.usage import resident_bytes
 from protos import control_pb2
@@ -42,11 +41,14 @@ class RunningCoordinator:
         self.listen = ""
         self._started_at = time.monotonic()
         self._reservation: Reservation | None = None
-        self._run_dir: Path | None = None
-        self._lock_file: TextIO | None = None
+        self._run_dir: RunDir | None = None
         self._workers: Workers | None = None
         self._supervisor: Supervisor | None = None
         self._control: ControlServer | None = None
+        self._renewal: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self.failed = asyncio.Event()
+        """Set once every worker has been given up: nothing can be served any more."""
 
     @property
     def workers(self) -> Workers:
@@ -73,44 +75,98 @@ class RunningCoordinator:
     async def start(self) -> None:
         """Returns when all workers are up. After an error nothing is left running."""
         settings = self.settings
-        if self._reservation is not None:
+        if self._run_dir is not None:
             raise RuntimeError("this coordinator has been started before; make a new one")
         try:
-            self._reservation = reserve(settings.listen)
             if settings.control is not None:
                 probe(settings.control)  # so that nobody waits for workers in vain
-            listen = self._reservation.address
-            if not settings.share_port:
-                self._reservation.close()  # each worker takes a port of its own
-                listen = settings.listen
+            listen, earlier = self._settle_down()
             self.listen = str(listen)
             import_from = _import_from(settings.reducers)
-            self._run_dir = _make_run_dir(settings.run_dir)
-            self._lock_file = _lock(self._run_dir)
+            run_dir = cast(RunDir, self._run_dir)
             # Tells this life of the coordinator from others. Tags begin here, too: small ones are cheap.
             epoch = 1 + secrets.randbits(29)
-            workers = self._workers = Workers(settings, self._run_dir, epoch)
+            workers = self._workers = Workers(settings, run_dir, epoch)
             supervisor = self._supervisor = Supervisor(
-                settings, listen, workers.endpoint, workers, import_from
+                settings, listen, workers.endpoint, workers, run_dir, import_from
             )
-            workers.on_booted, workers.on_silent = supervisor.booted, supervisor.kill
+            workers.on_booted, workers.on_departed = supervisor.booted, supervisor.departed
+            workers.on_silent = supervisor.wedged
+            workers.settled = lambda: not supervisor.restarting
+            supervisor.on_all_given_up = self.failed.set
             workers.open()
-            await supervisor.start()
+            await supervisor.start(earlier)
+            self._renewal = asyncio.ensure_future(supervisor.renew())
             if not settings.share_port:
                 self.listen = self.addresses[0]
             if settings.control is not None:
-                self._control = ControlServer(self.dispatcher, self.status)
+                self._control = ControlServer(self)
                 await self._control.start(settings.control)
         except BaseException:
             await self.stop(grace=0.0)
             raise
+
+    def _settle_down(self) -> tuple[Address, Sequence[Recorded]]:
+        """Takes the run directory and the address for participants, or finds those of an earlier life.
+
+        Returns the address, and the workers of that life.
+        """
+        settings = self.settings
+        asked = settings.listen
+        if settings.run_dir is not None:
+            self._run_dir = _open(settings.run_dir)
+        elif asked.port:
+            try:
+                self._run_dir = RunDir(default_path(asked), private=True)
+            except InUseError:
+                raise AddressInUse(str(asked)) from None
+        earlier = State() if self._run_dir is None else self._run_dir.read()
+        if str(asked) in (earlier.asked, earlier.listen) and any(
+            worker.lives() for worker in earlier.workers
+        ):
+            listen = Address.parse(earlier.listen)
+            if settings.share_port:  # they hold the port: nobody else can have taken it
+                self._reservation = hold(listen)
+        else:
+            self._reservation = reserve(asked)
+            listen = self._reservation.address
+        if self._run_dir is None:
+            self._run_dir = RunDir(default_path(listen), private=True)
+        if not settings.share_port:
+            listen = asked  # each worker takes a port of its own
+            if self._reservation is not None:
+                self._reservation.close()
+        self._run_dir.serves(asked, listen)
+        return listen, earlier.workers
+
+    def drain(self, grace: float | None = None) -> float:
+        """Begins to stop; returns for how many seconds calls that run may go on."""
+        grace = self.settings.grace if grace is None else grace
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop(grace))
+        return grace
+
+    @property
+    def stopping(self) -> asyncio.Task[None] | None:
+        """Done when everything has ended; None before it has begun to stop."""
+        return self._stopping
+
+    async def restart_workers(self) -> AsyncIterator[Slot]:
+        """Drains all workers and starts them again, one after the other; yields each once it is up.
+
+        Raises RuntimeError if that is under way already, WorkerBootError if one does not come up again.
+        """
+        if self._supervisor is not None:
+            async for slot in self._supervisor.restart_all(self.settings.grace):
+                yield slot
 
     async def stop(self, grace: float | None = None) -> None:
         """Lets running calls finish for at most ``grace`` seconds, then ends everything.
 
         If it is cancelled it doesn't wait for calls any more, but still leaves nothing running.
         """
-        stopping = asyncio.ensure_future(self._stop(self.settings.grace if grace is None else grace))
+        self.drain(grace)
+        stopping = cast("asyncio.Task[None]", self._stopping)
         try:
             await asyncio.shield(stopping)
         except asyncio.CancelledError:
@@ -119,8 +175,13 @@ class RunningCoordinator:
             raise
 
     async def _stop(self, grace: float) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.wait([self._renewal])
+        if self._control is not None:
+            self._control.drain()
         if self._workers is not None:
-            self._workers.drain(grace)
+            self._workers.drain_all(grace)
             if self._supervisor is not None:
                 await self._supervisor.stop(grace + 2.0)
             await self._workers.close()
@@ -128,11 +189,9 @@ class RunningCoordinator:
             await self._control.stop()
         if self._reservation is not None:
             self._reservation.close()
-        if self._lock_file is not None and self._run_dir is not None:
-            (self._run_dir / "link.sock").unlink(missing_ok=True)
-            self._lock_file.close()
-        if self._run_dir is not None and self._run_dir != self.settings.run_dir:
-            shutil.rmtree(self._run_dir, ignore_errors=True)
+        if self._run_dir is not None:
+            # Without a supervisor the workers of an earlier life were not found yet, and still run.
+            self._run_dir.close(finished=self._supervisor is not None)
 
     def hurry(self) -> None:
         """Makes a ``stop`` that is under way wait no longer."""
@@ -159,6 +218,11 @@ class RunningCoordinator:
             calls=len(calls),
             cpu_seconds=time.process_time(),
             rss_bytes=resident_bytes(),
+            moving=pool.moving,
+            draining=dispatcher.draining,
+            turned_away=self.workers.turned_away
+            + sum(worker.heartbeat.turned_away for worker in self.workers.workers),
+            link_errors=self.workers.link_errors,
             counters=control_pb2.Counters(
                 results=counters[OutcomeKind.RESULT],
                 failures=counters[OutcomeKind.FAILURE],
@@ -178,6 +242,7 @@ class RunningCoordinator:
                     cpu_seconds=worker.heartbeat.cpu_seconds,
                     rss_bytes=worker.heartbeat.rss_bytes,
                     violations=worker.heartbeat.violations,
+                    turned_away=worker.heartbeat.turned_away,
                     heard_seconds_ago=worker.downlink.silent_for(now) if worker.address else 0.0,
                 )
                 for worker in self.workers.workers
@@ -188,7 +253,7 @@ class RunningCoordinator:
         """The state of a worker in a word for people."""
         if self._supervisor is not None and self._supervisor.slots[index].given_up:
             return "failed"
-        return {State.AWAITED: "starting", State.OPEN: "up", State.GONE: "down"}[
+        return {LinkState.AWAITED: "starting", LinkState.OPEN: "up", LinkState.GONE: "down"}[
             self.workers.workers[index].downlink.state
         ]
 
@@ -205,33 +270,9 @@ def _import_from(reducers: Sequence[str]) -> list[Path]:
     return sorted({(file.parent if file.name == "__init__.py" else file).parent for file in files})
 
 
-def _make_run_dir(wanted: Path | None) -> Path:
-    """A directory that only this user can enter, for the link's socket."""
-    if wanted is None:
-        return Path(tempfile.mkdtemp(prefix="muster-"))
+def _open(path: Path) -> RunDir:
+    """The run directory that the user has chosen."""
     try:
-        wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartError(f"can't use {wanted} as the run directory: {error.strerror or error}") from None
-    return wanted
-
-
-def _lock(run_dir: Path) -> TextIO:
-    """Holds the directory until the file is closed: a second coordinator in it would steal the link's socket.
-
-    Raises StartError if another coordinator has it.
-    """
-    try:
-        file = (run_dir / "lock").open("w")
-    except OSError as error:
-        raise StartError(f"can't write to the run directory {run_dir}: {error.strerror or error}") from None
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise StartError(f"another coordinator uses the run directory {run_dir}") from None
-    return file
+        return RunDir(path, private=False)
+    except InUseError as error:
+        raise StartError(str(error)) from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from manager.limits import Limits
 from manager.listen import CAN_SHARE_PORT, Address
 from manager.logs import LOG_FORMATS, LOG_LEVELS
 
@@ -34,7 +35,10 @@ class Settings:
     heartbeat: float = 0.5
     liveness: float = 3.0  # a worker silent for so long is taken for dead
     orphan_grace: float = 30.0  # how long workers outlive a coordinator that is gone
-    run_dir: Path | None = None  # None: a private temporary directory
+    run_dir: Path | None = None  # None: one that goes by the address in ``listen``
+    max_participants: int | None = None  # in all; None: as many as the workers take
+    max_scripts: int = 100  # attached at once
+    limits: Limits = field(default_factory=Limits)  # of each worker
     reducers: tuple[str, ...] = ()  # import paths (package.module:Class) that cohort.reduce may name
     log_level: str = "info"
     log_format: str = "console"
@@ -42,6 +46,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
+        for name in ("max_participants", "max_scripts"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.control is not None and self.control.port and self.control == self.listen:
             raise ValueError(
                 f"participants and scripts can't both use {self.listen}; take another control port"

@@ -1,22 +1,27 @@
-"""Keeps a worker process in every slot: starts them, restarts them, ends them.
+"""Keeps a worker process in every slot: adopts or starts them, restarts them, ends them.
 
 restarts.py decides whether and when one is started again; what is said over the links is workers.py's
-business, which is told of every start and end, and tells here who has booted.
+business, which is told of every start and end, and tells here who has booted. Who is in which slot is
+recorded in the run directory at every start, so that another life of the coordinator finds them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from coordinator.errors import WorkerBootError
-from coordinator.process import WorkerProcess, describe_exit
+from coordinator.process import KILL, AdoptedProcess, SpawnedProcess, WorkerProcess, describe_exit
 from coordinator.restarts import MAX_WAIT, GiveUp, Restart, RestartPolicy
+from coordinator.run_dir import Recorded, RunDir
 from coordinator.settings import Settings
 from manager.cli import EXIT_COULD_NOT_START
 from manager.listen import Address
@@ -24,10 +29,24 @@ from manager.listen import Address
 log = logging.getLogger("muster.coordinator")
 
 
+ADOPTION_TIME = 3.0
+"""Seconds in which a worker that is adopted must say hello (or the liveness time, if that is longer)."""
+
+ABORT_TIME = 0.5
+"""Seconds that a wedged worker gets to write down where it hangs, before it is killed."""
+
+STOP_SLACK = 5.0
+"""Seconds beyond the grace period after which a worker that should drain is killed."""
+
+
 class Listener(Protocol):
     def starting(self, index: int, incarnation: int, pid: int) -> None: ...
 
     def ended(self, index: int) -> None: ...
+
+    def drain(self, index: int, grace: float) -> bool:
+        """Asks a worker over its link to drain; False if it has none."""
+        ...
 
 
 @dataclass(eq=False)
@@ -35,7 +54,9 @@ class Slot:
     index: int
     incarnation: int = 0
     process: WorkerProcess | None = None
+    arguments: tuple[str, ...] = ()
     booted: bool = False
+    drained: bool = False  # it has said goodbye
     given_up: bool = False
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     restart: asyncio.TimerHandle | None = None  # what happens next: a start, or a look whether it booted
@@ -50,9 +71,11 @@ class Supervisor:
         listen: Address,
         endpoint: str,
         listener: Listener,
+        run_dir: RunDir,
         import_from: Sequence[Path] = (),
     ) -> None:
         """``import_from`` is where workers find the modules of custom reducers."""
+        self._run_dir = run_dir
         self._settings = settings
         self._import_from = import_from
         self._listen = listen
@@ -61,13 +84,25 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self._all_booted: asyncio.Future[None] = self._loop.create_future()
-        self._exited = asyncio.Event()
+        self._changed = asyncio.Event()  # something has booted, ended or been given up
+        self.on_all_given_up: Callable[[], None] = lambda: None
+        self.restarting = False
+        """Whether all workers are being restarted, one after the other."""
         self.slots = [Slot(index) for index in range(settings.workers)]
 
-    async def start(self) -> None:
-        """Spawns all workers; returns when each has booted. Raises WorkerBootError if one can't."""
+    async def start(self, earlier: Sequence[Recorded] = ()) -> None:
+        """Adopts the workers of an ``earlier`` life that still run, and spawns the others.
+
+        Returns when each has booted. Raises WorkerBootError if one of the new ones can't.
+        """
+        by_index = {recorded.index: recorded for recorded in earlier}
         for slot in self.slots:
-            self._spawn(slot)
+            recorded = by_index.pop(slot.index, None)
+            slot.incarnation = recorded.incarnation if recorded is not None else 0
+            if recorded is None or not self._adopt(slot, recorded):
+                self._spawn(slot)
+        for recorded in by_index.values():  # there are fewer slots than there were
+            self._dismiss(recorded)
         try:
             await asyncio.wait_for(self._all_booted, self._settings.boot_timeout)
         except TimeoutError:
@@ -78,14 +113,74 @@ class Supervisor:
 
     def booted(self, index: int) -> None:
         """The worker in this slot has said hello."""
-        self.slots[index].booted = True
+        slot = self.slots[index]
+        slot.booted = True
+        self._changed.set()
+        if slot.restart is not None:
+            slot.restart.cancel()
         if not self._all_booted.done() and all(slot.booted for slot in self.slots):
             self._all_booted.set_result(None)
 
-    def kill(self, index: int) -> None:
-        process = self.slots[index].process
+    def departed(self, index: int) -> None:
+        """The worker in this slot has drained, and is about to exit."""
+        self.slots[index].drained = True
+
+    def wedged(self, index: int) -> None:
+        """The worker in this slot is silent: it is killed, once it has said where it hangs."""
+        slot = self.slots[index]
+        process = slot.process
         if process is not None:
-            process.kill()
+            process.send_signal(signal.SIGABRT)
+            # While it lives, the system goes on to give it a share of the new connections.
+            self._loop.call_later(ABORT_TIME, process.send_signal, KILL)
+
+    async def restart_all(self, grace: float) -> AsyncIterator[Slot]:
+        """Drains each worker and starts it again, one after the other; yields each once it is up.
+
+        One that has been given up is tried again. Raises RuntimeError if this is under way already, and
+        WorkerBootError if one does not come up again.
+        """
+        if self.restarting:
+            raise RuntimeError("the workers are being restarted already")
+        self.restarting = True
+        log.info("all workers are restarted, one after the other")
+        try:
+            for slot in self.slots:
+                await self._restart_one(slot, grace)
+                yield slot
+        finally:
+            self.restarting = False
+
+    async def renew(self) -> None:
+        """Restarts the workers that were adopted and run with other settings than these, one by one."""
+        outdated = [s for s in self.slots if s.process is not None and s.arguments != self._arguments(s)]
+        if not outdated:
+            return
+        self.restarting = True
+        try:
+            for slot in outdated:
+                log.info("worker %d runs with other settings; it is started again", slot.index)
+                await self._restart_one(slot, self._settings.grace)
+        finally:
+            self.restarting = False
+
+    async def _restart_one(self, slot: Slot, grace: float) -> None:
+        before = slot.incarnation
+        if slot.given_up:
+            slot.given_up, slot.policy = False, RestartPolicy()
+            self._respawn(slot)
+        elif slot.process is not None and not self._listener.drain(slot.index, grace):
+            slot.process.send_signal(signal.SIGTERM)
+        deadline = self._loop.time() + grace + STOP_SLACK
+        while not (slot.booted and slot.incarnation > before):
+            if slot.given_up or self._stopping:
+                raise WorkerBootError(f"worker {slot.index} does not come up again")
+            if slot.incarnation == before and slot.process is not None and self._loop.time() > deadline:
+                log.warning("worker %d does not stop by itself", slot.index)
+                slot.process.send_signal(KILL)
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), 1.0)
 
     async def stop(self, patience: float) -> None:
         """Ends all workers. Those that have been asked to drain get ``patience`` seconds to exit.
@@ -97,39 +192,82 @@ class Supervisor:
             if slot.restart is not None:
                 slot.restart.cancel()
             if slot.process is not None and not slot.booted:
-                slot.process.terminate()  # it could not be asked
+                slot.process.send_signal(signal.SIGTERM)  # it could not be asked
         if await self._all_exited(patience):
             return
-        for action, wait in ((WorkerProcess.terminate, 2.0), (WorkerProcess.kill, 10.0)):
+        for number, wait in ((signal.SIGTERM, 2.0), (KILL, 10.0)):
             for slot in self.slots:
                 if slot.process is not None:
                     log.warning("worker %d does not stop by itself", slot.index)
-                    action(slot.process)
+                    slot.process.send_signal(number)
             if await self._all_exited(wait):
                 return
 
     def hurry(self) -> None:
         """Makes a ``stop`` that is under way kill whatever still runs."""
         for slot in self.slots:
-            self.kill(slot.index)
+            self._kill(slot)
+
+    def _kill(self, slot: Slot) -> None:
+        if slot.process is not None:
+            slot.process.send_signal(KILL)
 
     async def _all_exited(self, patience: float) -> bool:
         deadline = time.monotonic() + patience
         while any(slot.process is not None for slot in self.slots):
-            self._exited.clear()
+            self._changed.clear()
             try:
-                await asyncio.wait_for(self._exited.wait(), deadline - time.monotonic())
+                await asyncio.wait_for(self._changed.wait(), deadline - time.monotonic())
             except TimeoutError:
                 return False
         return True
 
+    def _adopt(self, slot: Slot, recorded: Recorded) -> bool:
+        """False if that process isn't there any more, or can't reach this coordinator."""
+        if f"--coordinator={self._endpoint}" not in recorded.arguments or not recorded.lives():
+            self._dismiss(recorded)
+            return False
+        try:
+            process = AdoptedProcess(recorded.pid, lambda code: self._on_exit(slot, process, code))
+        except OSError:
+            return False
+        log.info("worker %d (pid %d) is still there", slot.index, recorded.pid)
+        slot.process, slot.arguments = process, recorded.arguments
+        self._listener.starting(slot.index, slot.incarnation, process.pid)
+        # One that was wedged already will not say so.
+        wait = max(ADOPTION_TIME, self._settings.liveness)
+        slot.restart = self._loop.call_later(wait, self._check_boot, slot)
+        self._record()
+        return True
+
+    def _dismiss(self, recorded: Recorded) -> None:
+        """A worker of an earlier life that nobody needs: it drains."""
+        if recorded.lives():
+            log.info("worker %d (pid %d) of an earlier life is not needed", recorded.index, recorded.pid)
+            with contextlib.suppress(OSError):
+                os.kill(recorded.pid, signal.SIGTERM)
+
     def _spawn(self, slot: Slot) -> None:
         slot.restart = None
-        slot.booted = False
+        slot.booted = slot.drained = False
         slot.incarnation += 1
-        process = WorkerProcess(self._arguments(slot), lambda code: self._on_exit(slot, process, code))
+        slot.arguments = self._arguments(slot)
+        self._record()  # so that nobody takes its incarnation for another's, should this end right now
+        process = SpawnedProcess(slot.arguments, lambda code: self._on_exit(slot, process, code))
         slot.process = process
         self._listener.starting(slot.index, slot.incarnation, process.pid)
+        self._record()
+
+    def _record(self) -> None:
+        try:
+            self._run_dir.record(
+                [
+                    Recorded(s.index, s.incarnation, s.process.pid if s.process else 0, s.arguments)
+                    for s in self.slots
+                ]
+            )
+        except OSError as error:
+            log.warning("can't record the workers: %s; after a crash they would not be found again", error)
 
     def _respawn(self, slot: Slot) -> None:
         try:
@@ -144,9 +282,9 @@ class Supervisor:
         slot.restart = None
         if not slot.booted:
             log.error("worker %d said nothing since it was started; it is killed", slot.index)
-            self.kill(slot.index)
+            self._kill(slot)
 
-    def _arguments(self, slot: Slot) -> list[str]:
+    def _arguments(self, slot: Slot) -> tuple[str, ...]:
         settings, listen = self._settings, self._listen
         if not settings.share_port and listen.port:
             listen = Address(listen.host, listen.port + slot.index)
@@ -159,35 +297,37 @@ class Supervisor:
             f"--orphan-grace={settings.orphan_grace}",
             f"--log-level={settings.log_level}",
             f"--log-format={settings.log_format}",
+            *settings.limits.arguments(),
         ]
         if settings.pin:
             arguments.append(f"--pin={slot.index}")
         arguments += [f"--reducer={path}" for path in settings.reducers]
         arguments += [f"--import-from={path}" for path in self._import_from]
-        return arguments
+        return tuple(arguments)
 
-    def _on_exit(self, slot: Slot, process: WorkerProcess, code: int) -> None:
+    def _on_exit(self, slot: Slot, process: WorkerProcess, code: int | None) -> None:
         process.join()
         slot.process = None
         if slot.restart is not None:
             slot.restart.cancel()
-        self._exited.set()
+        self._changed.set()
         self._listener.ended(slot.index)
         if self._stopping:
             return
-        if not self._all_booted.done():
+        adopted = isinstance(process, AdoptedProcess)
+        if not self._all_booted.done() and not adopted:
             text = f"worker {slot.index} could not start ({describe_exit(code)})"
             if code == EXIT_COULD_NOT_START:
                 text += "; its own message is above"
             self._all_booted.set_exception(WorkerBootError(text))
-        elif code == 0 and slot.booted:
+        elif slot.booted and (code == 0 or slot.drained):
             log.info("worker %d has drained; it is started again", slot.index)  # somebody asked it to
             self._respawn(slot)
         else:
-            self._restart(slot, code, time.monotonic() - process.started_at)
+            self._restart(slot, code, time.monotonic() - process.started_at, booted=slot.booted or adopted)
 
-    def _restart(self, slot: Slot, code: int, lived: float) -> None:
-        decision = slot.policy.died(booted=slot.booted, lived=lived, now=time.monotonic())
+    def _restart(self, slot: Slot, code: int | None, lived: float, *, booted: bool) -> None:
+        decision = slot.policy.died(booted=booted, lived=lived, now=time.monotonic())
         match decision:
             case Restart(delay):
                 log.warning(
@@ -199,4 +339,7 @@ class Supervisor:
                 slot.restart = self._loop.call_later(delay, self._respawn, slot)
             case GiveUp(reason):
                 slot.given_up = True
+                self._changed.set()
+                if all(each.given_up for each in self.slots):
+                    self.on_all_given_up()
                 log.error("worker %d ended (%s) and is given up: %s", slot.index, describe_exit(code), reason)

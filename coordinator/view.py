@@ -104,6 +104,7 @@ def render_status(status: control_pb2.Status, load: CpuLoad | None = None) -> Re
         "   control at " if status.control else "",
         (status.control, "cyan"),
         f"   up {duration(status.uptime_seconds)}",
+        ("   draining", "bold yellow") if status.draining else "",
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("worker")
@@ -144,6 +145,9 @@ def render_status(status: control_pb2.Status, load: CpuLoad | None = None) -> Re
         ("timed out", counters.timed_out),
         ("cancelled", counters.cancelled),
         ("late", counters.late),
+        ("moving", status.moving),
+        ("turned away", status.turned_away),
+        ("link errors", status.link_errors),
     ):
         if count:
             parts.append(f"{count:,} {name}")

@@ -10,34 +10,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
-import zmq
-from google.protobuf.message import DecodeError
-
-from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent
+from coordinator.balance import Balance, surplus
+from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent, State
 from coordinator.orders import OrdersBatch
+from coordinator.router import Payloads, Router
+from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
+from manager.admission import Admission
 from manager.blobs import Blob, Payload, Sample, can_open, open_all, share, view_of
 from manager.call import Call, Send
 from manager.dispatcher import Dispatcher
-from manager.errors import StartError
 from manager.listen import Address
-from manager.members import Member
+from manager.members import Member, recognisable
 from manager.roster import Roster
 from manager.shares import Folded, Group, Partial
-from manager.sockets import LinkSocket
 from protos import link_pb2
-from protos.frames import Buffer, MalformedFramesError, Shared, check_report, unpack
 
 log = logging.getLogger("muster.coordinator")
 
-MAX_SOCKET_PATH = 107
-"""Bytes that a Unix socket's path may have on Linux."""
+BALANCE_DELAY = (0.1, 0.6)
+"""Seconds after which a participant that is moved comes back: a random time in this range."""
 
 
 @dataclass(eq=False)
@@ -58,7 +56,7 @@ class Worker:
 class Workers:
     """All workers of a coordinator. Transport of its dispatcher, listener of its supervisor."""
 
-    def __init__(self, settings: Settings, run_dir: Path, epoch: int) -> None:
+    def __init__(self, settings: Settings, run_dir: RunDir, epoch: int) -> None:
         self._settings = settings
         self._epoch = epoch
         self._loop = asyncio.get_running_loop()
@@ -66,28 +64,46 @@ class Workers:
         self._flush_scheduled = False
         self._ticker: asyncio.Task[None] | None = None
         self._sample = Sample()
-        self._socket = LinkSocket(zmq.ROUTER, self._on_message)
-        try:
-            self.endpoint = self._bind(run_dir)
-        except BaseException:
-            self._socket.close()
-            raise
+        self._router = Router(settings.link, run_dir.socket, self._on_message)
+        self.endpoint = self._router.endpoint
         self.dispatcher = Dispatcher(self, first_tag=epoch)
+        self.dispatcher.max_message = settings.limits.max_message
         self.workers = [Worker(index, self._new_downlink(index, 0)) for index in range(settings.workers)]
         self.on_booted: Callable[[int], None] = lambda index: None
+        self.on_departed: Callable[[int], None] = lambda index: None
         self.on_silent: Callable[[int], None] = lambda index: None
         """Called with the index of a worker that has to be killed."""
+        self.settled: Callable[[], bool] = lambda: True
+        """Whether the workers are as they should be, so that participants may be evened out."""
+        self._admission = Admission(
+            capacity=0,
+            max_joins=settings.limits.max_joins * settings.workers,
+            come_back=settings.limits.come_back,
+            random=random.random,
+            now=time.monotonic(),
+        )
+        self._balance = Balance()
 
     def open(self) -> None:
         """Begins to listen to workers, and to watch them."""
-        self._socket.start()
+        self._router.start()
         self._ticker = self._loop.create_task(self._tick())
 
-    def drain(self, grace: float) -> None:
-        """Asks all workers to let running instructions finish, send participants elsewhere, and exit."""
+    @property
+    def turned_away(self) -> int:
+        """Participants that were too many in all, so far."""
+        return self._admission.turned_away
+
+    @property
+    def link_errors(self) -> int:
+        """Messages on the link that could not be read, and hellos that were refused, so far."""
+        return self._router.errors
+
+    def drain_all(self, grace: float) -> None:
+        """Asks all workers to let running instructions finish, send participants away, and exit."""
+        self.dispatcher.drain()
         for worker in self.workers:
-            worker.downlink.drain(grace)
-            self._transmit(worker)
+            self.drain(worker.index, grace)
 
     async def close(self) -> None:
         """Ends what still runs; the workers have exited."""
@@ -96,28 +112,7 @@ class Workers:
             self._ticker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._ticker
-        self._socket.close()
-
-    def _bind(self, run_dir: Path) -> str:
-        socket, link = self._socket.socket, self._settings.link
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        if link != "ipc":
-            address = Address.parse(link.removeprefix("tcp://"))
-            try:
-                socket.setsockopt(zmq.IPV6, int(":" in address.host))
-                socket.bind(f"tcp://{address}" if address.port else f"tcp://{address}"[:-1] + "*")
-            except zmq.ZMQError as error:
-                raise StartError(f"can't listen on the link {link}: {error}") from None
-            return socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        path = str(run_dir / "link.sock")
-        if len(path.encode()) > MAX_SOCKET_PATH:
-            raise StartError(f"the path of the run directory is too long for a socket in it: {path}")
-        try:
-            socket.bind(f"ipc://{path}")
-        except zmq.ZMQError as error:
-            raise StartError(f"can't make the link's socket {path}: {error}") from None
-        return f"ipc://{path}"
+        self._router.close()
 
     def _new_downlink(self, index: int, incarnation: int) -> Downlink:
         settings = self._settings
@@ -139,6 +134,12 @@ class Workers:
         worker.pid, worker.address = pid, ""
         worker.heartbeat = link_pb2.Heartbeat()
 
+    def drain(self, index: int, grace: float) -> bool:
+        worker = self.workers[index]
+        worker.downlink.drain(grace)
+        self._transmit(worker)
+        return worker.downlink.state is State.OPEN
+
     def ended(self, index: int) -> None:
         worker = self.workers[index]
         self._by_identity.pop(worker.identity, None)
@@ -156,21 +157,14 @@ class Workers:
 
     # From the links
 
-    def _on_message(self, frames: list[Buffer]) -> None:
-        identity = bytes(frames[0])
-        try:
-            message = link_pb2.Upward.FromString(bytes(frames[1]) if len(frames) > 1 else b"\xff")
-            payloads = unpack(frames[2:], message.report.payloads)
-            check_report(message.report)
-        except (DecodeError, MalformedFramesError) as error:
-            log.warning("ignored a message on the link that can't be read: %s", error)
-            return
+    def _on_message(self, identity: bytes, message: link_pb2.Upward, payloads: Payloads) -> None:
         if message.HasField("hello"):
             worker = self._greet(identity, message.hello)
         else:
             worker = self._by_identity.get(identity)
             if worker is None:
-                self._answer(identity, link_pb2.Downward(epoch=self._epoch, identify=link_pb2.Identify()))
+                identify = link_pb2.Downward(epoch=self._epoch, identify=link_pb2.Identify())
+                self._router.answer(identity, identify)
         if worker is None:
             return
         for event in worker.downlink.received(message, time.monotonic()):
@@ -182,9 +176,12 @@ class Workers:
         worker = self.workers[hello.worker] if hello.worker < len(self.workers) else None
         reason = "there is no such worker" if worker is None else worker.downlink.refuses(hello)
         if worker is None or reason is not None:
-            log.warning("refused a hello of worker %d: %s", hello.worker, reason)
+            self._router.complain("refused", f"refused a hello of worker {hello.worker}: {reason}")
             refusal = link_pb2.Refusal(reason=reason or "")
-            self._answer(identity, link_pb2.Downward(epoch=self._epoch, refusal=refusal))
+            self._router.answer(identity, link_pb2.Downward(epoch=self._epoch, refusal=refusal))
+            return None
+        if identity != worker.identity and not worker.downlink.begins(hello):
+            self._router.complain("repeated", f"ignored a hello of worker {hello.worker} that was repeated")
             return None
         worker.downlink.opens_memory = can_open(hello.memory)
         worker.memory_pid = hello.memory.pid
@@ -193,7 +190,7 @@ class Workers:
         self._by_identity[identity] = worker
         return worker
 
-    def _handle(self, worker: Worker, event: Event, payloads: Sequence[Buffer | Shared]) -> None:
+    def _handle(self, worker: Worker, event: Event, payloads: Payloads) -> None:
         match event:
             case Reported(report):
                 self._report(worker, report, payloads)
@@ -205,19 +202,21 @@ class Workers:
                 log.info("worker %d says goodbye: %s", worker.index, reason)
                 self._transmit(worker)  # it waits for the acknowledgement
                 self._lose(worker)
+                self.on_departed(worker.index)
             case Silent(seconds):
                 log.error("worker %d has been silent for %.1f s; it is killed", worker.index, seconds)
                 self._lose(worker)
                 self.on_silent(worker.index)
 
-    def _report(self, worker: Worker, report: link_pb2.Report, payloads: Sequence[Buffer | Shared]) -> None:
+    def _report(self, worker: Worker, report: link_pb2.Report, payloads: Payloads) -> None:
         dispatcher, members = self.dispatcher, worker.members
         opened = cast(list[Payload | None], payloads)
         if report.payloads.shared:
             opened = open_all(payloads, worker.memory_pid, f"worker {worker.index}")
             worker.downlink.acknowledge()  # the worker keeps the memory until then
         for join in report.joins:
-            self._join(worker, join)
+            if not self._turn_away(worker, join):
+                self._join(worker, join)
         if report.answer_sessions:
             # The answers are the first of the payloads.
             if report.payloads.shared:
@@ -231,13 +230,19 @@ class Workers:
             groups = [Group(group.schema, group.sessions, opened[group.payload]) for group in one.groups]
             partial = Partial(one.batch, one.part, groups, closed=one.closed, error=one.error)
             dispatcher.partial(worker.index, partial)
-        for session in report.end_sessions:
+        for session, reason in zip(report.end_sessions, report.end_reasons, strict=True):
             member = members.pop(session, None)
-            if member is not None:
+            if member is None:
+                continue
+            if reason == link_pb2.MOVED and recognisable(member.participant_id):
+                dispatcher.moved(member)
+            else:
                 dispatcher.ended(member)
+        if link_pb2.MOVED in report.end_reasons:
+            worker.downlink.acknowledge()  # they are told to go once that is known
 
     def _join(self, worker: Worker, join: link_pb2.Join) -> Member:
-        member = Member(
+        newcomer = Member(
             key=self.dispatcher.new_key(),
             participant_id=join.participant_id,
             attributes=dict(join.attributes),
@@ -247,9 +252,24 @@ class Workers:
             accepts_cancel=join.accepts_cancel,
             joined_at=time.monotonic(),
         )
+        member = self.dispatcher.returned(newcomer, join.tag)
+        if member is None:
+            member = newcomer
+            self.dispatcher.joined(member)
+            if join.tag:
+                self.dispatcher.found(member, join.tag)
         worker.members[join.session] = member
-        self.dispatcher.joined(member)
         return member
+
+    def _turn_away(self, worker: Worker, join: link_pb2.Join) -> bool:
+        """Whether there is no room for it; it is then told when to come back."""
+        limit, pool = self._settings.max_participants, self.dispatcher.pool
+        if limit is None or len(pool) + pool.moving < limit or pool.expects(join.participant_id):
+            return False
+        delay = self._admission.full(time.monotonic())
+        worker.orders.move([join.session], delay, delay)
+        self._schedule_flush()
+        return True
 
     def _adopt(self, worker: Worker, hello: link_pb2.Hello) -> None:
         """Makes what is known of the worker's sessions agree with what it says it has."""
@@ -263,11 +283,16 @@ class Workers:
                 del worker.members[session]
                 self.dispatcher.ended(member)
         for session, join in said.items():
-            member = worker.members.get(session) or self._join(worker, join)
-            self.dispatcher.found(member, join.tag)
-            if member.gone:  # a newer session has taken its place; the order to end it may be lost
-                self.end(member)
+            known = worker.members.get(session)
+            if known is None:
+                self._join(worker, join)
+                continue
+            self.dispatcher.found(known, join.tag)
+            if known.gone:  # a newer session has taken its place; the order to end it may be lost
+                self.end(known)
         if not worker.address:
+            if worker.downlink.incarnation > 1:
+                self._balance.restarted(time.monotonic())
             log.info("worker %d is up at %s (pid %d)", worker.index, hello.address, hello.pid)
         worker.pid, worker.address = hello.pid, hello.address
         self.on_booted(worker.index)
@@ -277,10 +302,37 @@ class Workers:
         while True:
             await asyncio.sleep(self._settings.heartbeat / 2)
             now = time.monotonic()
+            if self._balance.due(now):
+                self._even_out()
             for worker in self.workers:
                 for event in worker.downlink.tick(now):
                     self._handle(worker, event, [])
                 self._transmit(worker)
+
+    def _even_out(self) -> None:
+        """Moves a few idle participants away from workers that have too many."""
+        up = [worker for worker in self.workers if worker.downlink.state is State.OPEN]
+        if self.dispatcher.draining or not self.settled() or len(up) < 2:
+            return
+        address = ""
+        if not self._settings.share_port:  # they would come back to the same worker
+            address = min(up, key=lambda worker: len(worker.members)).address
+            if Address.parse(address).host in ("0.0.0.0", "::"):  # noqa: S104 - nobody can be sent there
+                return
+        moving = self.dispatcher.pool.moving
+        moves = surplus({worker.index: len(worker.members) for worker in up}, moving)
+        for index, number in moves.items():
+            worker = self.workers[index]
+            idle = [
+                session
+                for session, member in worker.members.items()
+                if not member.busy and member.lease is None and recognisable(member.participant_id)
+            ]
+            chosen = random.sample(idle, min(number, len(idle)))
+            worker.orders.move(chosen, *BALANCE_DELAY, address=address)
+            log.debug("worker %d has too many participants: %d of them are moved", index, len(chosen))
+        if moves:
+            self._schedule_flush()
 
     # To the links (Transport)
 
@@ -333,11 +385,8 @@ class Workers:
     def _transmit(self, worker: Worker) -> None:
         out = worker.downlink.out
         for frames in out:
-            self._socket.send([worker.identity, *frames])
+            self._router.send(worker.identity, frames)
         out.clear()
-
-    def _answer(self, identity: bytes, message: link_pb2.Downward) -> None:
-        self._socket.send([identity, message.SerializeToString()])
 
 
 def _spare_descriptors(members: Iterable[Member | None], answers: Sequence[Payload | None]) -> None:

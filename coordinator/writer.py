@@ -49,7 +49,10 @@ class BatchWriter(Generic[B]):
         self._backlog = 0
 
     def add(self, field: str, item: Any, size: int = 0) -> None:
-        """Adds an item (a message or a number) to the repeated ``field``; ``size`` in bytes if it's large."""
+        """Adds an item (a message or a number) to the repeated ``field``; ``size`` in bytes if it's large.
+
+        Without a field it is a batch of its own, whose contents are added.
+        """
         if self._closed:
             return
         self._items.append((field, item, size))
@@ -69,7 +72,7 @@ class BatchWriter(Generic[B]):
                 size = 0
                 while self._items and (not size or size + self._items[0][2] <= MAX_BATCH_BYTES):
                     field, item, item_size = self._items.popleft()
-                    getattr(batch, field).append(item)
+                    getattr(batch, field).append(item) if field else batch.MergeFrom(item)
                     size += item_size
                     self._backlog -= ITEM_BYTES + item_size
                 await self._write(batch)

@@ -10,13 +10,16 @@ members.py        what is known of one pooled participant
 roster.py         the members of a cohort, and what is worked out of them once
 pool.py ★         who gets which participants, and when
 call.py           one call, and how it stands
+assignments.py ★  what each participant works on, and what it gets next
 calls.py ★        how each call ends for each of its participants
 deadlines.py ★    which deadlines have come
 shares.py ★       what a reducing call knows of each worker's share
 session.py ★      what each message means in the life of one stream
+admission.py ★    who may join now, and when the others are told to come back
 sequence.py ★     what of a link has to be sent again
 liveness.py ★     whether the other side of a link lives
 linkend.py ★      how one end of a link loses nothing
+confirmations.py ★  what may be done once the coordinator has heard of something
 uplink.py ★       the manager's side of the link
 **reducing**
 batch.py ★        a worker's share of a reducing call
@@ -40,6 +43,10 @@ servicer.py       reads the participants' streams
 blobs.py          large payloads that processes share
 spool.py          room for large answers while they arrive
 stream.py         writes to one of them
+incoming.py       what participants say, read as far as a manager must
+verdicts.py       how this side ends a stream
+overdue.py        which streams have been waited for too long
+limits.py         what a worker takes on at most
 endpoint.py       the gRPC server around them
 server.py         the single-process server
 worker.py         the worker process

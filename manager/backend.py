@@ -144,6 +144,15 @@ def check_timeout(timeout: float | None) -> None:
         raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
 
 
+def check_size(payloads: Sequence[Payload], limit: int) -> None:
+    """Raises ValueError for an instruction of more than ``limit`` bytes."""
+    for payload in payloads:
+        if len(payload) > limit:
+            raise ValueError(
+                f"an instruction of {len(payload)} bytes is over the limit of {limit} (--max-message)"
+            )
+
+
 async def finish(backend: Backend, call: Running, watch: Callable[[], object] | None = None) -> None:
     """Waits for a call; gives it up if the waiting task is cancelled.
 

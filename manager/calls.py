@@ -3,7 +3,7 @@
 The promise kept here: each participant of each call ends in exactly one of result, failure, lost, timed out,
 cancelled (``OutcomeKind``). It holds because an outcome is written in one place (``_settle``), once.
 
-- A participant works on one instruction at a time; further ones wait in its queue, in order.
+- What members work on, and what waits for them, is kept in assignments.py.
 - A call that is given up (timeout, cancel, quorum) settles at once. Its participants stay busy until their
   late answer comes, which is counted and dropped: a tag tells it from the answer to the next instruction.
 - A member that is gone settles everything it had as lost.
@@ -20,8 +20,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from manager.assignments import LOST, Assignments
 from manager.blobs import Blob, Payload
-from manager.call import Answer, Call, OutcomeKind, Send
+from manager.call import Answer, Call, OutcomeKind
 from manager.deadlines import Deadlines
 from manager.members import Member
 from manager.reducers import decode_schema, describe_mismatch
@@ -33,23 +34,24 @@ from protos.messages import refusal
 _FAILURE_TAG = Kind.FAILURE << 3 | 2
 
 _RESULT = OutcomeKind.RESULT
-_LOST: Answer = (OutcomeKind.LOST, b"")
 _FOLDED: Answer = (OutcomeKind.RESULT, b"")
 
 
-class CallTable:
+class CallTable(Assignments):
     """All calls that run, and what each member works on."""
 
     def __init__(self, first_tag: int = 1) -> None:
-        self._next_tag = first_tag
+        super().__init__(first_tag)
         self._next_call = 1
         self._running = 0
         self._deadlines: Deadlines[Call] = Deadlines()
         self._reducing: dict[int, Call] = {}
+        self._sessions: dict[
+            int, dict[int, int]
+        ] = {}  # by call and index: of those who moved after they answered
         self.counters = dict.fromkeys(OutcomeKind, 0)
         self.late = 0
-        # Effects:
-        self.sends: list[Send] = []
+        # Effects, beside ``sends``:
         self.cancels: list[tuple[Member, int]] = []
         self.closes: list[tuple[int, Call]] = []  # which worker is to close its batch of which call
         self.settled: list[tuple[Call, int]] = []
@@ -79,7 +81,7 @@ class CallTable:
         if deadline is not None and math.isnan(deadline):
             raise ValueError("the deadline of a call is not a number")  # it would block all others'
         if (len(payloads) == 1 and len(members) > 1) or reduction is not None:
-            members = members if isinstance(members, Roster) else Roster(members)
+            members = (members if isinstance(members, Roster) else Roster(members)).current(self._seatings)
         call = Call(self._next_call, members, payloads, quorum, waiter, stream, reduction)
         self._next_call += 1
         self._running += 1
@@ -90,15 +92,12 @@ class CallTable:
         if not members:
             self._finish(call)
         elif len(payloads) == 1 and len(members) > 1:
-            self._broadcast(call)
+            for index, answer in self._broadcast(call):
+                self._settle(call, index, answer)
         else:
             for index, member in enumerate(members):
-                if member.gone:
-                    self._settle(call, index, _LOST)
-                elif member.tag:
-                    member.line_up(call, index)
-                else:
-                    self._send(member, call, index)
+                if (ended := self._assign(member, call, index)) is not None:
+                    self._settle(call, index, ended)
         return call
 
     def answered(self, answers: Iterable[tuple[Member | None, int, Payload | None]]) -> None:
@@ -117,7 +116,7 @@ class CallTable:
             if call is None:
                 self.late += 1
             elif answer is None:
-                self._settle(call, member.index, _LOST)
+                self._settle(call, member.index, LOST)
             elif answer.__class__ is not Blob and answer and answer[0] == _FAILURE_TAG:  # type: ignore[index]
                 self._settle(call, member.index, (OutcomeKind.FAILURE, answer))
             elif call.shares is not None:  # it came when its batch was closed already
@@ -147,7 +146,7 @@ class CallTable:
                     self._idle(member)
             return
         if tag:
-            others = self._all_answered(call, worker, tag)
+            others = self._all_answered(call, worker, tag, members)
             answered = answered + others if answered else others
         call.shares.answered(worker, folded.part, answered)
         call.shares.bytes += folded.size
@@ -156,9 +155,17 @@ class CallTable:
         if call.quorum is not None and call.shares.folded >= call.quorum:
             self.give_up(call, OutcomeKind.CANCELLED)
 
-    def _all_answered(self, call: Call, worker: int, tag: int) -> list[int]:
+    def _all_answered(self, call: Call, worker: int, tag: int, there: Mapping[int, Member]) -> list[int]:
         """Takes the answers of all at this worker who still work on the instruction with this tag."""
-        indices, members = cast(Roster, call.members).shares.get(worker, ([], []))
+        roster = cast(Roster, call.members)
+        if not roster.is_current(self._seatings):  # some of those who are there now weren't when it began
+            late = []
+            for member in there.values():
+                if member.tag == tag and member.call is call:
+                    late.append(member.index)
+                    self._idle(member)
+            return late
+        indices, members = roster.shares.get(worker, ([], []))
         answered: list[int] | None = None  # all of them, so far
         for position, member in enumerate(members):
             if member.tag == tag and member.call is call:
@@ -171,18 +178,16 @@ class CallTable:
                 answered = indices[:position]
         return indices if answered is None else answered
 
-    def _idle(self, member: Member) -> None:
-        member.tag, member.call = 0, None
-        if member.queue:
-            self._send(member, *member.queue.popleft())
-
     def partial(self, worker: int, partial: Partial) -> None:
         """What a part of a batch has come to."""
         call = self._reducing.get(partial.batch)
         if call is None or call.shares is None:
             return
-        outcome = (OutcomeKind.FAILURE, refusal(partial.error)) if partial.error else _LOST
-        for index in call.shares.partial(worker, partial, lambda index: call.members[index].session):
+        outcome = (OutcomeKind.FAILURE, refusal(partial.error)) if partial.error else LOST
+        moved = self._sessions.get(call.id, {})
+        for index in call.shares.partial(
+            worker, partial, lambda index: moved.get(index) or call.members[index].session
+        ):
             self._settle(call, index, outcome)
         if partial.closed:
             call.shares.closing.discard(worker)
@@ -193,16 +198,32 @@ class CallTable:
         queue, member.queue = member.queue or (), None
         call, member.tag, member.call = member.call, 0, None
         if call is not None:
-            self._settle(call, member.index, _LOST)
+            self._settle(call, member.index, LOST)
         for call, index in queue:
-            self._settle(call, index, _LOST)
+            self._settle(call, index, LOST)
+
+    def moved(self, member: Member) -> None:
+        """The member, which was idle, has been told to reconnect: ``returned`` or ``lost`` follows."""
+        for other in self._reducing.values():
+            self._keep_session(other, member)
+        if (crossed := self._away(member)) is not None:
+            call, index = crossed
+            self._settle(call, index, (call.ending or OutcomeKind.LOST, b""))
+
+    def _keep_session(self, call: Call, member: Member) -> None:
+        """If the member has answered, a partial that is yet to come may name it by its session of now."""
+        index = cast(Roster, call.members).index_of(member)
+        if index is None or call.outcomes[index] is not None or member.call is call:
+            return
+        if not member.queue or (call, index) not in member.queue:
+            self._sessions.setdefault(call.id, {}).setdefault(index, member.session)
 
     def worker_lost(self, worker: int) -> None:
         """Nothing will come any more of the batches that this worker had."""
         for call in list(self._reducing.values()):
             if call.shares is not None:
                 for index in call.shares.lose(worker):
-                    self._settle(call, index, _LOST)
+                    self._settle(call, index, LOST)
                 self._check(call, call.shares)
 
     def close(self) -> None:
@@ -218,14 +239,17 @@ class CallTable:
 
         Whatever was sent to it otherwise never arrived, or its answer is lost.
         """
-        call = member.call
+        call, index = member.call, member.index
         if member.tag == tag and (call is None or call.shares is None):
             return
-        member.tag, member.call = tag, None
+        if tag:  # an instruction of which nobody wants to know any more
+            member.tag, member.call = tag, None
+            if member.accepts_cancel:
+                self.cancels.append((member, tag))
+        else:
+            self._idle(member)
         if call is not None:
-            self._settle(call, member.index, _LOST)
-        if member.queue and not tag:
-            self._send(member, *member.queue.popleft())
+            self._settle(call, index, LOST)
 
     def give_up(self, call: Call, kind: OutcomeKind) -> None:
         """Ends the call as ``kind`` for all who have not answered. Does nothing to a finished call."""
@@ -252,43 +276,6 @@ class CallTable:
     @property
     def next_deadline(self) -> float | None:
         return self._deadlines.next
-
-    # Sending
-
-    def _broadcast(self, call: Call) -> None:
-        tag = self._next_tag
-        self._next_tag = tag + 1
-        reducing = None if call.shares is None else call
-        hurry = call.quorum is not None or (call.stream and reducing is None)
-        for index, member in enumerate(call.members):
-            if member.tag or member.gone:
-                break
-            member.tag, member.call, member.index = tag, call, index
-        else:
-            self.sends.append(Send(tag, call.payloads[0], call.members, reducing, hurry))
-            return
-        # Not all are idle.
-        sent = list(call.members[:index])
-        for late in range(index, len(call.members)):
-            member = call.members[late]
-            if member.gone:
-                self._settle(call, late, _LOST)
-            elif member.tag:
-                member.line_up(call, late)
-            else:
-                member.tag, member.call, member.index = tag, call, late
-                sent.append(member)
-        if sent:
-            self.sends.append(Send(tag, call.payloads[0], sent, reducing, hurry))
-
-    def _send(self, member: Member, call: Call, index: int) -> None:
-        tag = member.tag = self._next_tag
-        self._next_tag = tag + 1
-        member.call = call
-        member.index = index
-        payloads = call.payloads
-        payload = payloads[0] if len(payloads) == 1 else payloads[index]
-        self.sends.append(Send(tag, payload, (member,), None if call.shares is None else call))
 
     # Ending
 
@@ -383,6 +370,7 @@ class CallTable:
         self._deadlines.remove(call.id)
         if call.shares is not None:
             self._reducing.pop(call.id, None)
+            self._sessions.pop(call.id, None)
         self.finished.append(call)
 
 

@@ -7,18 +7,21 @@ coordinator is of no use any more.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 
 from manager.errors import StartError
+from manager.limits import FEW_FILES, MORE_FILES, room
 from manager.listen import Address
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
-from manager.options import AddressType, log_options, option
+from manager.options import AddressType, limit_options, log_options, option, take_limits
 from manager.usage import allow_many_files
 
 EXIT_COULD_NOT_START = 3
@@ -46,7 +49,8 @@ def main() -> None:
     metavar="SECONDS",
     help="How long to go on without a coordinator.",
 )
-# Not from the environment: there MUSTER_PIN is the coordinator's, and means something else.
+# Not from the environment: there MUSTER_PIN is the coordinator's, and means something else. And limits that
+# the coordinator has by an option must not be mixed with others of the environment.
 @click.option("--pin", type=click.IntRange(0), metavar="N", help="Bind to the Nth CPU of those allowed.")
 @click.option("--reducer", "reducers", multiple=True, metavar="MODULE:CLASS", help="One that may be used.")
 @click.option(
@@ -56,6 +60,7 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="Where else to look for reducers' modules.",
 )
+@limit_options(click.option)
 @log_options
 def start(
     coordinator: str,
@@ -69,25 +74,39 @@ def start(
     import_from: tuple[Path, ...],
     log_level: str,
     log_format: LogFormat,
+    **options: Any,
 ) -> None:
     """Run one worker in the foreground until it is drained or has no coordinator."""
     configure(log_level, log_format, worker=index)
+    limits = take_limits(options)
     from manager import worker  # grpc and zmq load here: --help stays fast
 
     sys.path += map(str, import_from)  # last: they must not hide anything
-    settings = worker.WorkerSettings(
-        coordinator, index, incarnation, listen, share_port, orphan_grace, reducers
-    )
 
-    async def run() -> str | None:
+    async def run(settings: worker.WorkerSettings) -> str | None:
         return await worker.Worker(settings).run()
 
     try:
         if pin is not None:
             worker.pin(pin)
-        allow_many_files()
+        faulthandler.enable()  # one that hangs gets a SIGABRT before it is killed
+        files = allow_many_files()
+        try:
+            participants = room(limits, files).participants
+        except ValueError as error:
+            raise StartError(str(error)) from None
+        if files < FEW_FILES and index == 0:  # once: it is the same for all of them
+            log.warning(
+                "a process may open only %d files here: %d participants per worker; %s",
+                files,
+                participants,
+                MORE_FILES,
+            )
+        settings = worker.WorkerSettings(
+            coordinator, index, incarnation, listen, share_port, orphan_grace, reducers, limits, files
+        )
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            reason = runner.run(run())
+            reason = runner.run(run(settings))
     except StartError as error:
         log.error("worker %d can't start: %s", index, error)
         sys.exit(EXIT_COULD_NOT_START)

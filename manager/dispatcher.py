@@ -17,16 +17,23 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, cast
 
-from manager.backend import Acquired, Running, Waiter
+from manager.backend import Acquired, Running, Waiter, check_size
 from manager.blobs import Payload
 from manager.call import Call, OutcomeKind, Send
 from manager.calls import CallTable
 from manager.errors import Closed, NotEnoughParticipants
+from manager.logs import Sparingly
 from manager.members import Member, printable
 from manager.pool import Pool, Request, Shortage
 from manager.shares import Folded, Partial, Reduction
+from protos.chunks import MAX_MESSAGE_SIZE
 
 log = logging.getLogger("muster.dispatcher")
+
+DRAINING = "it is draining: what runs may finish, but nothing new begins"
+
+RETURN_TIME = 15.0
+"""Seconds in which a participant that was told to reconnect is expected back."""
 
 
 class Transport(Protocol):
@@ -67,6 +74,10 @@ class Dispatcher:
         self._ending: set[Member] = set()  # replaced; their last answers may be on their way
         self._scheduled = False
         self._closed = False
+        self.draining = False
+        self.max_message = MAX_MESSAGE_SIZE
+        """Bytes that an instruction may have."""
+        self._sparingly = Sparingly(log)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self.on_ended: Callable[[Member], None] = lambda member: None
@@ -80,7 +91,8 @@ class Dispatcher:
     def joined(self, member: Member) -> None:
         replaced = self.pool.join(member)
         if replaced is not None:
-            log.warning(
+            self._sparingly.warning(
+                "again",
                 "participant %s connected again (%s); its older session (%s) is ended",
                 printable(member.participant_id),
                 member.peer,
@@ -108,6 +120,38 @@ class Dispatcher:
         """What a part of a batch has come to at a worker."""
         self.calls.partial(worker, partial)
         self._schedule()
+
+    def moved(self, member: Member) -> None:
+        """The member, which was idle, has been told to reconnect: callers wait for it a while.
+
+        It must be recognisable when it comes back (``returned``), by a participant id of its own.
+        """
+        if member.gone or self.draining:
+            self.ended(member)
+            return
+        self.settle()  # sends what is meant for its old session to that
+        deadline = time.monotonic() + RETURN_TIME
+        self.pool.move(member, deadline)
+        self.calls.moved(member)
+        self._watch(deadline)
+        self._schedule()
+
+    def returned(self, newcomer: Member, tag: int = 0) -> Member | None:
+        """Who this newcomer is, if it was told to reconnect and is expected back. Else it has ``joined``.
+
+        ``tag`` is of the instruction that it works on, if it was found so.
+        """
+        member = self.pool.back(newcomer)
+        if member is not None:
+            self.calls.returned(member, tag)
+            self._schedule()
+        return member
+
+    def drain(self) -> None:
+        """Begins nothing new, and expects nobody back who is told to reconnect from now on."""
+        self.draining = True
+        for member in self.pool.missing(float("inf")):
+            self.ended(member)
 
     def ended(self, member: Member) -> None:
         """The member's session is over, and nothing that was sent on it is still on its way."""
@@ -208,6 +252,8 @@ class Dispatcher:
         request = Request(next(self._ids), minimum, maximum, where, now, deadline, exclusive)
         if self._closed:
             raise Closed("it has been closed already")
+        if self.draining:
+            raise Closed(DRAINING)
         waiter: asyncio.Future[Acquired] = self._loop.create_future()
         self.pool.ask(request)
         self._requests[request.id] = waiter
@@ -267,6 +313,9 @@ class Dispatcher:
         stream: bool,
         reduction: Reduction | None,
     ) -> Call:
+        if self.draining and not self._closed:
+            raise Closed(DRAINING)
+        check_size(payloads, self.max_message)
         if not self._scheduled:
             self._schedule()
         deadline = None
@@ -297,6 +346,11 @@ class Dispatcher:
         self._timer, self._timer_at = None, float("inf")
         now = time.monotonic()
         self.calls.expire(now)
+        for member in self.pool.missing(now):
+            self._sparingly.warning(
+                "missing", "participant %s did not come back", printable(member.participant_id)
+            )
+            self.ended(member)
         for shortage in self.pool.expire(now):
             waiter = self._requests.pop(shortage.request.id)
             if not waiter.done():
@@ -308,7 +362,7 @@ class Dispatcher:
     def close(self) -> None:
         """Ends everything that still runs: calls as lost, waiters with Closed."""
         self._closed = True
-        for member in (*self.pool, *self._ending):
+        for member in (*self.pool, *self.pool.missing(float("inf")), *self._ending):
             self.ended(member)
         self.calls.close()
         self.settle()

@@ -6,33 +6,47 @@ Decides gRPC's settings; each has its reason beside it. What is said on the stre
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 import grpc.aio
 
+from manager.limits import Limits
 from manager.listen import Address
 from manager.servicer import Servicer
 from protos.chunks import MAX_FRAME_SIZE
 
-SERVER_OPTIONS: Mapping[str, int] = {
+MIN_PING_INTERVAL = 5.0
+"""Seconds between two pings of a participant that is just bearable. It is told to ping every 10 s, whatever
+the server does; clocks and timers differ."""
+
+_OPTIONS = {
     # A storm of connections must not make gRPC drop streams: over its defaults (1,000 and 3,000 pending
     # requests) it ends them with CANCELLED.
     "grpc.server.max_pending_requests": 1_000_000,
     "grpc.server.max_pending_requests_hard_limit": 1_000_000,
-    # A peer that is gone without a FIN is found in 10 + 5 seconds; ping_timeout is what makes it so.
-    "grpc.keepalive_time_ms": 10_000,
-    "grpc.keepalive_timeout_ms": 5_000,
-    "grpc.http2.ping_timeout_ms": 5_000,
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.max_pings_without_data": 0,
-    # Participants may ping twice as often as they are told to: clocks and timers differ.
-    "grpc.http2.min_ping_interval_without_data_ms": 5_000,
+    "grpc.http2.min_ping_interval_without_data_ms": int(MIN_PING_INTERVAL * 1000),
+    # Connections on which nothing is said take files, too: without HTTP/2's handshake, or without a stream.
+    "grpc.server_handshake_timeout_ms": 20_000,
+    "grpc.max_connection_idle_ms": 60_000,
     "grpc.max_receive_message_length": MAX_FRAME_SIZE,
     # What a participant may send ahead while nobody reads: enough to keep a chunk coming over a long line. By
     # default gRPC lets it grow with the bandwidth, to megabytes for each of a thousand participants.
     "grpc.http2.bdp_probe": 0,
     "grpc.http2.lookahead_bytes": 128 * 1024,
 }
+
+
+def server_options(limits: Limits) -> dict[str, int]:
+    """gRPC's settings. Who is gone without a FIN is found in 1.5 times ``limits.keepalive``."""
+    time = round(limits.keepalive * 1000)
+    return {
+        **_OPTIONS,
+        "grpc.keepalive_time_ms": time,
+        "grpc.keepalive_timeout_ms": time // 2,
+        "grpc.http2.ping_timeout_ms": time // 2,  # without it the other two find nobody in a minute
+    }
+
 
 CLOSE_TIMEOUT = 1.0
 """Seconds that participants who have been told to reconnect get to close their streams."""
@@ -41,13 +55,14 @@ CLOSE_TIMEOUT = 1.0
 class Endpoint:
     """Serves one servicer at one address."""
 
-    def __init__(self, servicer: Servicer) -> None:
+    def __init__(self, servicer: Servicer, limits: Limits) -> None:
         self._servicer = servicer
+        self._limits = limits
         self._hurry = asyncio.Event()
 
     async def start(self, address: Address, *, share_port: bool) -> Address:
         """Begins to serve; returns the address with its port. Raises OSError if it can't be bound."""
-        options = [*SERVER_OPTIONS.items(), ("grpc.so_reuseport", int(share_port))]
+        options = [*server_options(self._limits).items(), ("grpc.so_reuseport", int(share_port))]
         self._server = grpc.aio.server(options=options)
         self._server.add_generic_rpc_handlers((self._servicer.handler(),))
         try:
@@ -66,6 +81,7 @@ class Endpoint:
         self._servicer.drain()
         ends = [asyncio.ensure_future(event.wait()) for event in (self._servicer.drained, self._hurry)]
         await asyncio.wait([stopping, *ends], timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        self._servicer.part()
         for end in ends:
             end.cancel()
         await self._server.stop(CLOSE_TIMEOUT)

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from manager.batch import Batch
 from manager.blobs import Payload, share, view_of
+from manager.incoming import checked
 from manager.reducers import Contribution, RefusedError, Schema, encode, encode_schema, make_reducer
-from manager.servicer import checked
 from manager.shares import Folded, Group, Partial, Reduction
 from manager.stream import Stream
 from protos.envelope import Kind, MalformedMessageError
@@ -53,6 +53,10 @@ class BatchSink(Protocol):
     def folded(self, folded: Folded) -> None: ...
 
     def partial(self, partial: Partial) -> None: ...
+
+    def free(self, stream: Stream) -> None:
+        """The answer of a stream that lives has been folded in, after a while."""
+        ...
 
     def ended_late(self, stream: Stream) -> None:
         """The end of a stream, put off until its answer was folded in."""
@@ -177,7 +181,11 @@ class Folding:
                 else:
                     self._sink.not_folded(stream, refusal(str(error)))
                 self._advance(batch)
-            if stream.over is not None and stream.folding is None:  # else its last answer is yet to come
+            if stream.folding is not None:
+                return  # its last answer is yet to come
+            if stream.over is None:
+                self._sink.free(stream)
+            else:
                 self._report_all()
                 self._sink.ended_late(stream)
 

@@ -29,17 +29,24 @@ class LinkEnd(Generic[Out, In]):
         """``make`` gives an outgoing message from the body's field, filled in with what all of them have."""
         self._make: Callable[..., Out] = make
         self._sequence: Sequence[tuple[Frames, Seq[Payload]]] = Sequence()
+        self._handshake = 0
         self._interval = float("inf")
         self._beat_at = float("inf")
         self._asked_until = 0.0
         self.out: list[Frames] = []
 
-    def open(self, interval: float, now: float) -> None:
+    def open(self, handshake: int, interval: float, now: float) -> None:
         """A handshake is done: numbers start anew, and a heartbeat is due every ``interval`` seconds."""
         self._sequence = Sequence()
+        self._handshake = handshake
         self._interval = interval
         self._beat_at = now
         self._asked_until = now
+
+    @property
+    def sent(self) -> int:
+        """The number of the last message that was numbered."""
+        return self._sequence.sent
 
     @property
     def unacknowledged(self) -> int:
@@ -58,6 +65,7 @@ class LinkEnd(Generic[Out, In]):
         if header is not None:
             for part in body:
                 getattr(message, part).payloads.CopyFrom(header)
+        message.handshake = self._handshake
         message.sequence = self._sequence.next()
         message.acknowledged = self._sequence.acknowledge()
         frames = [message.SerializeToString(), *tail]
@@ -69,6 +77,8 @@ class LinkEnd(Generic[Out, In]):
 
         Heartbeats and requests for a repeat are dealt with here.
         """
+        if message.handshake != self._handshake:
+            return False  # its numbers mean something else
         sequence = self._sequence
         sequence.acknowledged(message.acknowledged)
         if message.sequence:
@@ -111,5 +121,6 @@ class LinkEnd(Generic[Out, In]):
     def _transmit(self, **body: object) -> None:
         """Sends a message that need not be repeated if it is lost."""
         message = self._make(**body)
+        message.handshake = self._handshake
         message.acknowledged = self._sequence.acknowledge()
         self.out.append([message.SerializeToString()])

@@ -65,17 +65,21 @@ def reserve(address: Address) -> Reservation:
         AddressInUse: another process has it, even one that shares it with SO_REUSEPORT.
         StartError: the host can't be resolved or isn't one of this machine's.
     """
-    found = probe(address)
-    family, sockaddr = _resolve(found)
+    return hold(probe(address))
+
+
+def hold(address: Address) -> Reservation:
+    """Holds an address that nobody has, or only workers of this coordinator. Raises like ``reserve``."""
+    family, sockaddr = _resolve(address)
     holder = socket.socket(family, socket.SOCK_STREAM)
     try:
         if CAN_SHARE_PORT:
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            _bind(holder, sockaddr, found)
+            _bind(holder, sockaddr, address)
     except BaseException:
         holder.close()
         raise
-    return Reservation(found, holder)
+    return Reservation(address, holder)
 
 
 def probe(address: Address) -> Address:

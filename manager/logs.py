@@ -6,8 +6,10 @@ lines call ``configure``, which renders with structlog.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
+from collections import Counter
 from typing import Literal, TextIO
 
 import structlog
@@ -16,6 +18,49 @@ LogFormat = Literal["console", "json"]
 
 LOG_LEVELS = ["debug", "info", "warning", "error", "critical"]
 LOG_FORMATS = ["console", "json"]
+
+
+SPARING_INTERVAL = 10.0
+"""Seconds in which what others can cause takes one line of the log, and another one for the rest of it."""
+
+
+class Sparingly:
+    """Log lines that others can cause, participants or strangers: they must not be able to fill a disk.
+
+    Of each kind the first is logged at once, and then every SPARING_INTERVAL how many more there were, with
+    the last of them. To be used on an event loop.
+    """
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._more: Counter[str] = Counter()
+        # The last of each kind of which there was a line of late:
+        self._last: dict[str, tuple[int, str, tuple[object, ...]]] = {}
+
+    def warning(self, kind: str, text: str, *arguments: object) -> None:
+        """A line like ``logging.Logger.warning``. There must be few kinds."""
+        self._note(logging.WARNING, kind, text, arguments)
+
+    def info(self, kind: str, text: str, *arguments: object) -> None:
+        self._note(logging.INFO, kind, text, arguments)
+
+    def _note(self, level: int, kind: str, text: str, arguments: tuple[object, ...]) -> None:
+        if kind in self._last:
+            self._more[kind] += 1
+        else:
+            self._log.log(level, text, *arguments)
+            asyncio.get_running_loop().call_later(SPARING_INTERVAL, self._sum_up, kind)
+        self._last[kind] = (level, text, arguments)
+
+    def _sum_up(self, kind: str) -> None:
+        level, text, arguments = self._last.pop(kind)
+        more = self._more.pop(kind, 0)
+        if more:
+            self._last[kind] = (level, text, arguments)
+            asyncio.get_running_loop().call_later(SPARING_INTERVAL, self._sum_up, kind)
+            self._log.log(
+                level, f"{text} (the last of %d more like this in %g s)", *arguments, more, SPARING_INTERVAL
+            )
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

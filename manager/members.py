@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from manager.call import Call
 
 
+MOVING = -1
+"""The ``tag`` of a member that has been told to reconnect and isn't back yet."""
+
+
 class _Working:
     """What every call touches of every member: kept together, for it is memory that calls wait for."""
 
@@ -26,6 +30,9 @@ class Member(_Working):
     The pool's own are ``lease`` and ``gone``; the table of calls' are ``tag`` (of the instruction that it
     works on; 0: none), ``call`` (whose instruction that is; None once nobody waits for the answer), ``index``
     (the member's position in that call) and ``queue`` (what comes next; None: nothing yet).
+
+    A member whose participant is told to reconnect is *moving*: it stays the same member, and gets another
+    worker and session (``seat``) when it is back.
     """
 
     __slots__ = (
@@ -74,14 +81,33 @@ class Member(_Working):
 
     @property
     def busy(self) -> bool:
-        """Whether it works on an instruction, one whose call was given up included."""
+        """Whether it works on an instruction, one whose call was given up included, or is moving."""
         return self.tag != 0
 
-    def line_up(self, call: Call, index: int) -> None:
-        """It gets the instruction of this call after those that it has."""
+    @property
+    def moving(self) -> bool:
+        return self.tag == MOVING
+
+    def seat(self, other: Member) -> None:
+        """It is back, in the session of ``other``."""
+        self.attributes, self.accepts_cancel = other.attributes, other.accepts_cancel
+        self.worker, self.session, self.peer = other.worker, other.session, other.peer
+        self.joined_at = other.joined_at
+
+    def line_up(self, call: Call, index: int, limit: int) -> bool:
+        """It gets the instruction of this call after those that it has; False if ``limit`` wait already."""
         if self.queue is None:
             self.queue = deque()
+        elif len(self.queue) >= limit:
+            return False
         self.queue.append((call, index))
+        return True
+
+    def line_up_first(self, call: Call, index: int) -> None:
+        """It gets the instruction of this call before those that wait."""
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.appendleft((call, index))
 
     def step_back(self, call: Call, index: int) -> bool:
         """It won't get that instruction any more. False if it isn't in line."""
@@ -89,6 +115,15 @@ class Member(_Working):
             return False
         self.queue.remove((call, index))
         return True
+
+
+ANONYMOUS = "anonymous-"
+"""How the ids begin that managers make up. No participant may give itself such a one."""
+
+
+def recognisable(participant_id: str) -> bool:
+    """Whether it would be known again when it comes back: its id is its own."""
+    return not participant_id.startswith(ANONYMOUS)
 
 
 def printable(participant_id: str) -> str:

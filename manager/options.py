@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from manager.limits import Limits
 from manager.listen import Address
 from manager.logs import LOG_FORMATS, LOG_LEVELS
 
@@ -38,6 +39,143 @@ class AddressType(click.ParamType[Address]):
             return Address.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class WindowType(click.ParamType[tuple[float, float]]):
+    """Two times on the command line, as in 10-60."""
+
+    name = "low-high"
+
+    def convert(
+        self, value: str | tuple[float, float], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        low, dash, high = value.rpartition("-")
+        try:
+            if not dash:
+                raise ValueError
+            return float(low), float(high)
+        except ValueError:
+            self.fail(f"{value!r}: write two times in seconds, as in 10-60", param, ctx)
+
+
+_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes on the command line: 1000000, 64MiB, 2GiB."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = value.strip().upper().removesuffix("B").removesuffix("I")
+        number = text.rstrip("KMGT")
+        unit = text.removeprefix(number)
+        if not (number.isascii() and number.isdigit() and unit in _UNITS):
+            self.fail(f"{value!r}: write a number of bytes, as in 1000000 or 64MiB", param, ctx)
+        return int(number) * _UNITS[unit]
+
+
+_DEFAULTS = Limits()
+
+_LIMITS: list[tuple[str, dict[str, Any]]] = [
+    (
+        "--max-per-worker",
+        {
+            "type": click.IntRange(1),
+            "metavar": "N",
+            "help": "Participants per worker; others are told to come back later.  "
+            "[default: as many as it may open files for]",
+        },
+    ),
+    (
+        "--max-joins",
+        {
+            "type": click.FloatRange(0.1),
+            "default": _DEFAULTS.max_joins,
+            "metavar": "N",
+            "help": "Participants that may join a worker per second. When more come, they are told to come "
+            "back at times that fit, so that a herd settles and nobody is refused.",
+        },
+    ),
+    (
+        "--come-back",
+        {
+            "type": WindowType(),
+            "default": _DEFAULTS.come_back,
+            "show_default": "10-60",
+            "metavar": "LOW-HIGH",
+            "help": "After how many seconds those may come back who find a worker full: a random time in "
+            "this window, which widens when there are many.",
+        },
+    ),
+    (
+        "--max-message",
+        {
+            "type": SizeType(),
+            "default": _DEFAULTS.max_message,
+            "show_default": "2GiB less a byte",
+            "metavar": "SIZE",
+            "help": "How large an answer may be, at least 4MiB. Those beyond it are failures.",
+        },
+    ),
+    (
+        "--upload-memory",
+        {
+            "type": SizeType(),
+            "default": _DEFAULTS.upload_memory,
+            "show_default": "96MiB",
+            "metavar": "SIZE",
+            "help": "Memory of each worker for large answers that arrive. Those without have to wait.",
+        },
+    ),
+    (
+        "--upload-disk",
+        {
+            "type": SizeType(),
+            "default": _DEFAULTS.upload_disk,
+            "show_default": "16GiB",
+            "metavar": "SIZE",
+            "help": "Disk of each worker (where TMPDIR is) for those of them that come slowly or are larger.",
+        },
+    ),
+    (
+        "--keepalive",
+        {
+            "type": click.FloatRange(0.1, 3600),
+            "default": _DEFAULTS.keepalive,
+            "metavar": "SECONDS",
+            "help": "Silence after which a worker pings a participant. Without an answer in half of that "
+            "again the participant is lost.",
+        },
+    ),
+]
+
+LIMIT_NAMES = [name.removeprefix("--").replace("-", "_") for name, _ in _LIMITS]
+
+
+def limit_options(declare: Callable[..., Callable[[F], F]]) -> Callable[[F], F]:
+    """The options of limits.py, each declared by ``option`` or ``click.option``."""
+
+    def decorate(command: F) -> F:
+        for name, settings in reversed(_LIMITS):
+            settings = {"show_default": settings.get("default") is not None, **settings}
+            command = declare(name, **settings)(command)
+        return command
+
+    return decorate
+
+
+def take_limits(options: dict[str, Any]) -> Limits:
+    """Takes these options out of those of a command. Raises click.UsageError for what makes no sense."""
+    try:
+        return Limits(**{name: options.pop(name) for name in LIMIT_NAMES})
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise click.UsageError(f"--{name.replace('_', '-')} {rest}") from None
 
 
 def log_options(command: F) -> F:

@@ -65,6 +65,8 @@ class Pool:
         self._rng = rng
         self._members: dict[int, Member] = {}
         self._by_id: dict[str, Member] = {}
+        self._moving: dict[int, tuple[Member, float]] = {}  # and until when they are expected; by key
+        self._moving_by_id: dict[str, Member] = {}
         self._waiting: dict[int, Request] = {}
         self._leases: dict[int, dict[int, Member]] = {}  # by request, then by key
         self._changed = False
@@ -83,8 +85,15 @@ class Pool:
     def leased(self) -> int:
         return sum(len(members) for members in self._leases.values())
 
+    @property
+    def moving(self) -> int:
+        """Participants that have been told to reconnect and are expected back."""
+        return len(self._moving)
+
     def get(self, key: int) -> Member | None:
-        return self._members.get(key)
+        """The member with this key, one that is moving included."""
+        member = self._members.get(key)
+        return self._moving[key][0] if member is None and key in self._moving else member
 
     def matching(self, where: Mapping[str, str]) -> list[Member]:
         """All pooled members with these attributes, leased and busy ones included."""
@@ -100,9 +109,41 @@ class Pool:
         self._changed = True
         return replaced
 
+    def move(self, member: Member, until: float) -> None:
+        """The member has been told to reconnect, and is expected back before ``until``.
+
+        It keeps its lease, but nobody else gets it meanwhile. Deadlines must not go backwards.
+        """
+        del self._members[member.key]
+        if self._by_id.get(member.participant_id) is member:
+            del self._by_id[member.participant_id]
+        self._moving[member.key] = (member, until)
+        self._moving_by_id[member.participant_id] = member
+        self._changed = True
+
+    def back(self, newcomer: Member) -> Member | None:
+        """Who this newcomer is, if it was expected: that member is pooled again, in its session."""
+        member = self._moving_by_id.pop(newcomer.participant_id, None)
+        if member is None:
+            return None
+        del self._moving[member.key]
+        member.seat(newcomer)
+        self.join(member)
+        return member
+
+    def expects(self, participant_id: str) -> bool:
+        """Whether somebody of this name has been told to reconnect."""
+        return participant_id in self._moving_by_id
+
+    def missing(self, now: float) -> list[Member]:
+        """Those that were expected back by now; each must ``leave``."""
+        return [member for member, until in self._moving.values() if until <= now]
+
     def leave(self, member: Member) -> None:
-        """The member's session has ended. Its lease, if any, goes on without it."""
-        if self._members.pop(member.key, None) is None:
+        """The member's session has ended, or it hasn't come back. Its lease, if any, goes on without it."""
+        if self._moving.pop(member.key, None) is not None:
+            del self._moving_by_id[member.participant_id]
+        elif self._members.pop(member.key, None) is None:
             return
         member.gone = True
         if self._by_id.get(member.participant_id) is member:
@@ -170,10 +211,11 @@ class Pool:
 
     @property
     def next_deadline(self) -> float | None:
-        return min(
-            (request.deadline for request in self._waiting.values() if request.deadline is not None),
-            default=None,
-        )
+        """When the next request expires or the next moving member is missing."""
+        deadlines = [each.deadline for each in self._waiting.values() if each.deadline is not None]
+        if self._moving:
+            deadlines.append(next(iter(self._moving.values()))[1])
+        return min(deadlines, default=None)
 
     def _eligible(self, request: Request) -> list[Member]:
         return [

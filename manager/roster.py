@@ -17,13 +17,33 @@ from manager.members import Member
 class Roster(Sequence[Member]):
     """A sequence of members that never changes."""
 
-    __slots__ = ("_members", "_shares", "prepared")
+    __slots__ = ("_indices", "_members", "_next", "_seatings", "_shares", "prepared")
 
     def __init__(self, members: Sequence[Member]) -> None:
         self._members = tuple(members)
         self._shares: dict[int, tuple[list[int], list[Member]]] | None = None
+        self._indices: dict[Member, int] | None = None
         self.prepared: dict[int, Any] = {}
         """The transport's own, by worker."""
+        self._seatings: int | None = None
+        self._next: Roster | None = None
+
+    def current(self, seatings: int) -> Roster:
+        """This roster; or, if members have moved since it was first used, one of the same members anew.
+
+        ``seatings`` counts the moves of members in all. Calls that run keep the roster that they began with.
+        """
+        if self._seatings is None:
+            self._seatings = seatings
+        if self._seatings == seatings:
+            return self
+        if self._next is None or self._next._seatings != seatings:
+            self._next = Roster(self._members)
+        return self._next.current(seatings)
+
+    def is_current(self, seatings: int) -> bool:
+        """Whether nobody has moved since it was first used."""
+        return self._seatings == seatings
 
     @property
     def shares(self) -> dict[int, tuple[list[int], list[Member]]]:
@@ -36,6 +56,12 @@ class Roster(Sequence[Member]):
                 members.append(member)
             self._shares = dict(shares)
         return self._shares
+
+    def index_of(self, member: Member) -> int | None:
+        """The member's index, without a look at all others each time; None if it isn't in it."""
+        if self._indices is None:
+            self._indices = {other: index for index, other in enumerate(self._members)}
+        return self._indices.get(member)
 
     def __len__(self) -> int:
         return len(self._members)

@@ -18,16 +18,21 @@ from manager.blobs import Blob, Payload
 from manager.call import Call, Send
 from manager.dispatcher import Dispatcher
 from manager.endpoint import Endpoint
+from manager.errors import StartError
 from manager.folding import FOLDING_TIMEOUT, Folding
+from manager.incoming import checked, pieces
+from manager.limits import Limits, room
 from manager.listen import CAN_SHARE_PORT, Address, reserve
 from manager.loop import LoopThread
-from manager.members import Member
+from manager.members import ANONYMOUS, Member
 from manager.participants import Participants
 from manager.proxy import B, Handle
 from manager.reducers import check_allowed
-from manager.servicer import ANONYMOUS, Servicer, checked, pieces
+from manager.servicer import Servicer
 from manager.shares import Folded, Partial
-from manager.stream import REPLACED, EndReason, Stream
+from manager.stream import Stream
+from manager.usage import allow_many_files
+from manager.verdicts import REPLACED, EndReason
 from protos import stream_pb2
 from protos.envelope import Kind
 from protos.messages import refusal
@@ -41,10 +46,11 @@ WORKER = 0
 class _LocalManager:
     """Sink of servicer and batches, transport of the dispatcher: hands events across, in one event loop."""
 
-    def __init__(self, reducers: Sequence[str]) -> None:
-        self.servicer = Servicer(self)
-        self.endpoint = Endpoint(self.servicer)
+    def __init__(self, reducers: Sequence[str], limits: Limits, files: int) -> None:
+        self.servicer = Servicer(self, limits, files)
+        self.endpoint = Endpoint(self.servicer, limits)
         self.dispatcher = Dispatcher(self)
+        self.dispatcher.max_message = limits.max_message
         self.folding = Folding(self, reducers)
         self._members: dict[int, Member] = {}
         self._loop = asyncio.get_running_loop()
@@ -89,6 +95,12 @@ class _LocalManager:
 
     def partial(self, partial: Partial) -> None:
         self.dispatcher.partial(WORKER, partial)
+
+    def when_heard(self, callback: Callable[[], None]) -> None:
+        callback()
+
+    def free(self, stream: Stream) -> None:
+        self.servicer.folded(stream)
 
     def ended_late(self, stream: Stream) -> None:
         member = self._members.pop(stream.id, None)
@@ -200,6 +212,7 @@ def create_participant_manager(
     participant_proxy_factory: Callable[[Handle], B] | None = None,
     listen: str | None = None,
     reducers: Sequence[str] = (),
+    limits: Limits | None = None,
 ) -> tuple[Server, ParticipantManager[B]]:
     """Starts to serve participants from this process alone.
 
@@ -208,22 +221,29 @@ def create_participant_manager(
         listen: ``host:port`` for participants (port 0: any free one). By default the environment variable
             MUSTER_LISTEN, or else 127.0.0.1:50051.
         reducers: import paths (``package.module:Class``) that ``cohort.reduce`` may name.
+        limits: of participants, joins and sizes (manager.limits.Limits). By default as many participants as
+            this process may open files for, which is raised to what the system allows.
 
     Returns:
         The server, which is running and must be stopped, and the participant manager.
 
     Raises:
         AddressInUse: another process listens there.
-        StartError: the address can't be listened on.
+        StartError: the address can't be listened on, or this process may open too few files for the limits.
         ValueError: a reducer can't be imported.
     """
     check_allowed(reducers)
+    limits, files = limits or Limits(), allow_many_files()
+    try:
+        room(limits, files)
+    except ValueError as error:
+        raise StartError(str(error)) from None
     address = Address.parse(listen or os.environ.get("MUSTER_LISTEN") or DEFAULT_LISTEN)
     reservation = reserve(address)
     try:
         loop = LoopThread("muster-manager")
         try:
-            manager, served = loop.run(_start(reservation.address, reducers))
+            manager, served = loop.run(_start(reservation.address, reducers, limits, files))
         except BaseException:
             loop.close()
             raise
@@ -233,7 +253,9 @@ def create_participant_manager(
     return Server(loop, manager, str(served)), participants
 
 
-async def _start(address: Address, reducers: Sequence[str]) -> tuple[_LocalManager, Address]:
-    manager = _LocalManager(reducers)
+async def _start(
+    address: Address, reducers: Sequence[str], limits: Limits, files: int
+) -> tuple[_LocalManager, Address]:
+    manager = _LocalManager(reducers, limits, files)
     # Shared with the reservation alone, which is let go as soon as this server listens.
     return manager, await manager.endpoint.start(address, share_port=CAN_SHARE_PORT)

@@ -2,38 +2,58 @@
 
 Messages pass through as opaque bytes: only the first message (a hello) is parsed, and chunks. What happens is
 told to a ``Sink``: in a worker the link to the coordinator (worker.py), in a single process the dispatcher
-(server.py).
+(server.py). Who may join, admission.py decides; how long streams may keep others waiting, overdue.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Iterable
-from typing import Any, Protocol
+import random
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
-from manager.blobs import Blob, Payload, view_of
+from manager.admission import Admission
+from manager.blobs import Payload
+from manager.incoming import add_chunk, read_hello
+from manager.limits import Limits, room
+from manager.logs import Sparingly
+from manager.overdue import Overdue
 from manager.session import Action, BreachError, Session, State
-from manager.spool import NoRoomError, Spool
-from manager.stream import EndReason, Stream, Verdict
+from manager.spool import Spool
+from manager.stream import Stream, reconnect_message
+from manager.verdicts import (
+    CHUNK_TIMEOUT,
+    LEAVE_TIMEOUT,
+    LINGERED,
+    SILENT,
+    STALLED,
+    STAYED,
+    EndReason,
+    Verdict,
+)
 from protos import stream_pb2
-from protos.chunks import MAX_MESSAGE_SIZE, WHOLE_SIZE, Assembler, Pieces, in_memory, read_chunk
+from protos.chunks import Assembler, in_memory, read_chunk
 from protos.envelope import Kind, MalformedMessageError, kind_of
-from protos.frames import OWN_FRAME
-from protos.messages import failure, refusal
-from protos.sliced import check_result
+from protos.messages import failure
 
 log = logging.getLogger("muster.servicer")
 
 SERVICE = "muster.stream.v1.ParticipantManager"
 
-ANONYMOUS = "anonymous-"
-"""How the ids begin that managers make up. No participant may give itself such a one."""
+SILENT_TIME: Final = 5.0
+"""Seconds after which a stream on which nothing was ever said has to make room for others, when there is
+none."""
+
+
+class TooLargeError(Exception):
+    """A message is larger than allowed. The text is for the caller and for the participant's developer."""
 
 
 class Sink(Protocol):
@@ -48,18 +68,38 @@ class Sink(Protocol):
 
     def ended(self, stream: Stream, reason: EndReason.ValueType) -> None: ...
 
+    def when_heard(self, callback: Callable[[], None]) -> None:
+        """Calls back once whoever decides knows of all that has happened up to now."""
+        ...
+
 
 class Servicer:
     """Serves ParticipantManager.Connect."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, limits: Limits, files: int) -> None:
+        """``files`` is how many this process may open. Raises ValueError if it has no room for ``limits``."""
         self._sink = sink
+        self._limits = limits
+        self._room = room(limits, files)
+        self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
-        self._spool = Spool()
+        self._spool = Spool(limits.upload_memory, limits.upload_disk)
+        self._overdue = Overdue()
+        self._log = Sparingly(log)
+        self._admission = Admission(
+            capacity=self._room.participants,
+            max_joins=limits.max_joins,
+            come_back=limits.come_back,
+            random=random.random,
+            now=self._loop.time(),
+        )
+        self._open = 0  # streams, of whatever kind
+        self._silent: dict[Stream, float] = {}  # those that have said nothing yet, oldest first; since when
         self.streams: dict[int, Stream] = {}  # those of pooled participants
         self.violations = 0
         self.draining = False
-        self.drained = asyncio.Event()  # draining, and nobody is pooled any more
+        self._parting: dict[int, Callable[[], None]] = {}  # who is yet to be told to go, and how
+        self.drained = asyncio.Event()  # draining, and nobody is pooled, or to be told to go, any more
 
     def handler(self) -> grpc.GenericRpcHandler:
         # Identity serialisers: bytes in, bytes out.
@@ -67,23 +107,52 @@ class Servicer:
             SERVICE, {"Connect": grpc.stream_stream_rpc_method_handler(self.connect)}
         )
 
+    @property
+    def turned_away(self) -> int:
+        """Participants that were told to come back later because of a limit, so far."""
+        return self._admission.turned_away
+
     def drain(self) -> None:
         """Tells participants to reconnect: the idle ones now, those at work once they have answered.
 
         Those that have not said hello yet are told when they do.
         """
+        if not self.draining:
+            self._admission.drain(len(self.streams))
         self.draining = True
         for stream in list(self.streams.values()):
-            if not stream.busy:
-                self._move(stream)
+            self._send_away(stream)
         self._check_drained()
+
+    def move(self, session: int, delay: float, address: str = "") -> bool:
+        """Tells an idle participant to come back after ``delay`` seconds, to ``address`` if there is one.
+
+        Returns False, and does nothing, if it is at work or gone. If True, it was idle, and its end was
+        reported as MOVED: an instruction that is still on its way to it has not been, and won't be, given
+        to it.
+        """
+        stream = self.streams.get(session)
+        if stream is None or not stream.idle:
+            return False
+        self._move(stream, delay, address)
+        return True
+
+    def folded(self, stream: Stream) -> None:
+        """The stream's answer, which took a while to be folded in, is."""
+        if self.draining and stream.id in self.streams:
+            self._send_away(stream)
 
     async def connect(
         self, _requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> None:
         """The life of one stream."""
+        if self._open >= self._room.streams and not self._make_room():
+            await self._turn_away(context)
+            return
         stream = Stream(next(self._ids), context)
         reason, verdict, gone = EndReason.LOST, None, False
+        self._open += 1
+        self._silent[stream] = self._loop.time()
         try:
             if await self._converse(stream, context):
                 reason = EndReason.LEFT
@@ -91,12 +160,19 @@ class Servicer:
             verdict = (EndReason.VIOLATION, grpc.StatusCode.FAILED_PRECONDITION, str(breach))
         except MalformedMessageError as malformed:
             verdict = (EndReason.VIOLATION, grpc.StatusCode.INVALID_ARGUMENT, str(malformed))
+        except TooLargeError as error:
+            self._answer_too_large(stream, str(error))
+            verdict = (EndReason.VIOLATION, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except asyncio.CancelledError:
             verdict = stream.verdict
             gone = verdict is None
             if gone:
                 raise
         finally:
+            self._open -= 1
+            self._silent.pop(stream, None)
+            self._overdue.forget(stream)
+            self._parting.pop(stream.id, None)
             stream.session.ended()
             self._out(stream, verdict[0] if verdict is not None else reason)
             stream.close() if gone else await stream.settle()
@@ -118,9 +194,11 @@ class Servicer:
             if kind is Kind.CHUNK:
                 if assembler is None:
                     assembler = await self._begin(data, session)
-                whole = _add(data, assembler)
+                whole = add_chunk(data, assembler)
                 if whole is None:
+                    self._overdue.expect(stream, CHUNK_TIMEOUT, STALLED)
                     continue
+                self._overdue.forget(stream)
                 data, kind = whole
                 assembler = None
             elif assembler is not None:
@@ -128,14 +206,16 @@ class Servicer:
                     f"unexpected {kind.name.lower()} message: a chunked message isn't whole yet"
                 )
             # A hello that can't be read must not be pooled first.
-            hello = _hello(data) if session.state is State.NEW else None
+            hello = read_hello(data) if session.state is State.NEW else None
             action = session.received(kind)
             if action is Action.ANSWER:
                 sink.answered(stream, data, kind)
                 whole = None
                 if self.draining:
-                    self._move(stream)
+                    self._send_away(stream)
             elif action is Action.LEAVE:
+                if not left:  # to say it again and again is no way to stay
+                    self._overdue.expect(stream, LEAVE_TIMEOUT, LINGERED)
                 left = True
                 self._out(stream, EndReason.LEFT)
             elif hello is not None:
@@ -146,30 +226,103 @@ class Servicer:
         if session.state is not State.BUSY:
             raise BreachError("unexpected chunk: only an answer may be so large")
         total, _ = read_chunk(first)
-        room = await self._spool.room(total) if 0 < total <= MAX_MESSAGE_SIZE else None
+        most = self._limits.max_message
+        if total > most:
+            raise TooLargeError(
+                f"a message of {total} bytes is over the limit of {most} bytes (--max-message)"
+            )
+        room = await self._spool.room(total) if total > 0 else None
         return Assembler(lambda size: room or in_memory(size))
+
+    def _answer_too_large(self, stream: Stream, text: str) -> None:
+        """Its caller learns why there is no result."""
+        if stream.session.received(Kind.FAILURE) is Action.ANSWER:
+            answer = failure(stream_pb2.Failure.RESOURCE_EXHAUSTED, text).SerializeToString()
+            self._sink.answered(stream, answer, Kind.FAILURE)
 
     def _join(self, stream: Stream, hello: stream_pb2.Hello) -> None:
         stream.hello = hello
+        self._silent.pop(stream, None)
         if self.draining:
-            stream.reconnect()
-        else:
+            self._send_off(stream, self._admission.move())
+            return
+        delay = self._admission.newcomer(len(self.streams), self._loop.time())
+        if delay is None:
             self.streams[stream.id] = stream
             self._sink.joined(stream, hello)
+        else:
+            self._send_off(stream, delay)
+            self._log.info(
+                "turned away",
+                "told %s to come back in %.1f s: there are %d participants of at most %d (--max-per-worker), "
+                "and %g may join per second (--max-joins)",
+                stream,
+                delay,
+                len(self.streams),
+                self._room.participants,
+                self._limits.max_joins,
+            )
 
-    def _move(self, stream: Stream) -> None:
-        """Tells a participant that isn't at work to come back in a moment, to whoever listens then."""
-        stream.reconnect()
+    def _send_off(self, stream: Stream, delay: float, address: str = "") -> None:
+        """Tells a participant that isn't at work to come back, and sees to it that it goes."""
+        stream.reconnect(delay, address)
+        self._overdue.expect(stream, LEAVE_TIMEOUT, STAYED)
+
+    def _send_away(self, stream: Stream) -> None:
+        """This worker drains: the participant is told to go, unless it, or its answer, is being worked on."""
+        if stream.idle:
+            self._move(stream, self._admission.move())
+
+    def _move(self, stream: Stream, delay: float, address: str = "") -> None:
+        """The same, for one that is pooled. It is told so once it is known that it isn't any more."""
+        stream.session.ended()
+        self._parting[stream.id] = partial(self._send_off, stream, delay, address)
         self._out(stream, EndReason.MOVED)
+        self._sink.when_heard(partial(self._part, stream.id))
+
+    def _part(self, session: int) -> None:
+        if (tell := self._parting.pop(session, None)) is not None:
+            tell()
+            self._check_drained()
+
+    def part(self) -> None:
+        """Tells all who are to be told to go; there is no time to wait."""
+        for session in list(self._parting):
+            self._part(session)
+
+    def _make_room(self) -> bool:
+        """Ends a stream on which nothing was said for long, if there is one."""
+        for stream, since in self._silent.items():
+            if self._loop.time() - since < SILENT_TIME:
+                break
+            del self._silent[stream]
+            stream.cut(SILENT)
+            return True
+        return False
+
+    async def _turn_away(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """There are so many streams that this one can't stay: else the process would run out of files."""
+        delay = self._admission.full(self._loop.time())
+        text = f"there are {self._open} streams, as many as there may be; come back in {delay:.0f} s"
+        self._log.warning("no room", "ended the stream of a participant at %s: %s", context.peer(), text)
+        await context.write(reconnect_message(delay))
+        # What it may be saying at this moment is taken in: else its gRPC might report that error alone.
+        data: Any = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                while data is not grpc.aio.EOF:
+                    data = await context.read()
+                return
+        await context.abort(grpc.StatusCode.UNAVAILABLE, text)
 
     def _out(self, stream: Stream, reason: EndReason.ValueType) -> None:
         """The participant, if it was pooled, isn't any more."""
         if self.streams.pop(stream.id, None) is not None:
             self._sink.ended(stream, reason)
-            self._check_drained()
+        self._check_drained()
 
     def _check_drained(self) -> None:
-        if self.draining and not self.streams:
+        if self.draining and not self.streams and not self._parting:
             self.drained.set()
 
     async def _abort(
@@ -178,55 +331,5 @@ class Servicer:
         reason, code, text = verdict
         if reason == EndReason.VIOLATION:
             self.violations += 1
-            log.warning("ended the stream of %s: %s", stream, text)
+            self._log.warning(code.name, "ended the stream of %s: %s", stream, text)
         await context.abort(code, text)
-
-
-def _add(data: bytes, assembler: Assembler[Payload]) -> tuple[Payload, Kind] | None:
-    """Adds a chunk; returns the whole message and its kind if it was the last."""
-    try:
-        whole = assembler.add(*read_chunk(data))
-    except NoRoomError as error:
-        return failure(stream_pb2.Failure.RESOURCE_EXHAUSTED, str(error)).SerializeToString(), Kind.FAILURE
-    if whole is None:
-        return None
-    kind = kind_of(whole.head(), len(whole)) if isinstance(whole, Blob) else kind_of(bytes(whole))
-    if kind not in (Kind.RESULT, Kind.FAILURE):
-        raise MalformedMessageError("only a result or a failure may come in chunks")
-    return whole, kind
-
-
-def _hello(data: bytes) -> stream_pb2.Hello:
-    hello = _parse(data).hello
-    if hello.participant_id.startswith(ANONYMOUS):
-        raise MalformedMessageError(f"participant ids that begin with {ANONYMOUS!r} are made up by managers")
-    return hello
-
-
-def _parse(data: bytes) -> stream_pb2.ParticipantMessage:
-    try:
-        return stream_pb2.ParticipantMessage.FromString(data)
-    except DecodeError:
-        raise MalformedMessageError(f"a message of {len(data)} bytes that is no ParticipantMessage") from None
-
-
-def pieces(payload: Payload) -> Iterable[bytes]:
-    """What to write to a stream for this instruction. Any number of streams may go through it."""
-    if payload.__class__ is bytes and len(payload) <= WHOLE_SIZE:
-        return (payload,)
-    return Pieces(view_of(payload), stream_pb2.ServerMessage)
-
-
-def checked(answer: Payload, kind: Kind) -> Payload:
-    """The answer, or a failure in its place if it can't be read: what reaches a caller always can."""
-    size = len(answer)
-    try:
-        if kind is Kind.RESULT:
-            check_result(view_of(answer))
-        elif kind is Kind.FAILURE:
-            answer = bytes(view_of(answer)) if len(answer) < OWN_FRAME else b"\xff"  # larger than any text
-            _parse(answer)
-    except MalformedMessageError:
-        text = f"its answer of {size} bytes is not a valid ParticipantMessage"
-        return refusal(text)
-    return answer

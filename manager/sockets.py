@@ -60,6 +60,8 @@ class LinkSocket:
 
     def send(self, frames: Sequence[Buffer]) -> bool:
         """Sends without waiting. False if ZeroMQ could not take the message: the peer is gone or too slow."""
+        if self._closed:
+            return False  # what was to be done in the loop's next turn may come too late
         try:
             send, last = self.socket.send, len(frames) - 1
             for position, frame in enumerate(frames):

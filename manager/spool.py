@@ -2,8 +2,9 @@
 
 Decides who gets memory. Uploads take it in the order in which they come and wait for it, unread, so that
 their senders feel it. But a slow one makes nobody wait for long: while somebody does, uploads that have stood
-still for a moment are moved to disk. What is kept is a Blob (blobs.py); with the last reference to it the
-room is free again.
+still for a moment are moved to disk. There is a limit for the disk as well, and an upload that goes beyond it
+fails; it counts what has come, not what was announced, so that nobody takes room by words. What is kept is
+a Blob (blobs.py); with the last reference to it the room is free again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from protos.chunks import Store, in_memory
 
 log = logging.getLogger("muster.spool")
 
-MEMORY: Final = 96 * 1024 * 1024
-"""Bytes of memory that a worker gives to large answers until it has folded them in or passed them on."""
+MOST_FILES: Final = 512
+"""How many answers are kept on disk at a time. Each takes an open file, as a participant does."""
 
 PATIENCE: Final = 0.25
 """Seconds for which an upload may stand still while others wait for its memory."""
@@ -42,10 +43,14 @@ class NoRoomError(Exception):
 class Spool:
     """The room that one process has for messages that arrive in chunks."""
 
-    def __init__(self, memory: int = MEMORY, directory: Path | None = None) -> None:
-        """``directory`` is where files go; by default the system's place for temporary ones."""
+    def __init__(self, memory: int, disk: int, directory: Path | None = None) -> None:
+        """Has so many bytes. ``directory`` is where files go; by default the system's place for temporary
+        ones."""
         self._memory = memory
         self._free = memory
+        self._disk = disk
+        self._on_disk = 0  # bytes
+        self._files = 0
         self._directory = directory or Path(tempfile.gettempdir())
         self._loop = asyncio.get_running_loop()
         self._uploads: weakref.WeakSet[Upload] = weakref.WeakSet()  # in memory, not whole yet
@@ -57,6 +62,11 @@ class Spool:
     def free(self) -> int:
         """Bytes of memory that aren't taken."""
         return self._free
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes of the disk that are taken."""
+        return self._on_disk
 
     async def room(self, size: int) -> Store[Payload]:
         """A place for a message of ``size`` bytes. Waits for memory, if need be."""
@@ -95,7 +105,10 @@ class Spool:
         self._uploads.discard(upload)
 
     def file(self, size: int) -> int:
-        """A descriptor of a file without a name. Raises NoRoomError or OSError."""
+        """A descriptor of a file without a name, to be given back by ``deleted``. Raises NoRoomError or
+        OSError."""
+        if self._files >= MOST_FILES:
+            raise NoRoomError(f"it has {self._files} answers on disk, as many as there may be")
         left = shutil.disk_usage(self._directory).free
         if left - SPARE_DISK < size:
             raise NoRoomError(f"{self._directory} has {left} bytes left")
@@ -103,7 +116,26 @@ class Spool:
             self._told = True
             log.info("large answers that come slowly are kept in %s", self._directory)
         with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
-            return os.dup(file.fileno())
+            descriptor = os.dup(file.fileno())
+        self._files += 1
+        return descriptor
+
+    def take_disk(self, size: int) -> None:
+        """So many bytes are about to be written to a file. Raises NoRoomError."""
+        if self._on_disk + size > self._disk:
+            raise NoRoomError(
+                f"answers take {self._on_disk} bytes of the disk, and may take {self._disk} (--upload-disk)"
+            )
+        self._on_disk += size
+
+    def deleted(self, size: int) -> None:
+        """A file of so many bytes is gone. May be called from any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deleted, size)
+
+    def _deleted(self, size: int) -> None:
+        self._on_disk -= size
+        self._files -= 1
 
     def _returned(self, size: int) -> None:
         self._free += size
@@ -141,6 +173,7 @@ class Upload:
         self._spool = spool
         self._size = size
         self._in_memory = in_memory
+        self._written = 0  # to disk
         self._descriptor = -1
         self._error: Exception | None = None
         try:
@@ -152,8 +185,10 @@ class Upload:
         self.moved_at = time.monotonic()
         if self._error is None:
             try:
+                if not self._in_memory:
+                    self._take_disk(len(data))
                 write(self._descriptor, data)
-            except OSError as error:  # the disk is full after all
+            except (OSError, NoRoomError) as error:  # the disk is full after all
                 self._fail(error)
 
     def finish(self) -> Payload:
@@ -163,7 +198,7 @@ class Upload:
             raise NoRoomError(f"the worker has no room for its answer of {self._size} bytes: {self._error}")
         descriptor, self._descriptor = self._descriptor, -1
         if not self._in_memory:
-            return Blob(descriptor, self._size)
+            return Blob(descriptor, self._size, self._spool.deleted)
         self._in_memory = False
         seal(descriptor)
         return Blob(descriptor, self._size, self._spool.returned)
@@ -174,18 +209,25 @@ class Upload:
             return
         try:
             file = self._spool.file(self._size)
-            try:
-                done = 0
-                while sent := os.sendfile(file, self._descriptor, done, self._size):
-                    done += sent
-            except BaseException:
-                os.close(file)
-                raise
         except (OSError, NoRoomError) as error:
             self._fail(error)
             return
-        self._drop()
-        self._descriptor = file
+        memory = self._descriptor
+        self._descriptor, self._in_memory = file, False
+        try:
+            self._take_disk(os.fstat(memory).st_size)
+            done = 0
+            while sent := os.sendfile(file, memory, done, self._size):
+                done += sent
+        except (OSError, NoRoomError) as error:
+            self._fail(error)
+        finally:
+            os.close(memory)
+            self._spool.returned(self._size)
+
+    def _take_disk(self, size: int) -> None:
+        self._spool.take_disk(size)
+        self._written += size
 
     def _fail(self, error: Exception) -> None:
         """The rest is taken in without being kept."""
@@ -193,12 +235,14 @@ class Upload:
         self._drop()
 
     def _drop(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
         if self._in_memory:
             self._in_memory = False
             self._spool.returned(self._size)
+        elif descriptor >= 0:
+            self._spool.deleted(self._written)
 
     def __del__(self) -> None:
         self._drop()

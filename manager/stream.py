@@ -7,7 +7,6 @@ and what may be said when is session.py's.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -17,18 +16,11 @@ import grpc.aio
 
 from manager.members import printable
 from manager.session import Session, State
-from protos import link_pb2, stream_pb2
+from manager.verdicts import EndReason, Verdict
+from protos import stream_pb2
 
 if TYPE_CHECKING:
     from manager.batch import Batch
-
-EndReason = link_pb2.EndReason
-
-Verdict = tuple[EndReason.ValueType, grpc.StatusCode, str]
-"""How this side ends a stream: the reason, and the gRPC status that the participant sees."""
-
-RECONNECT_SECONDS = (0.5, 2.0)
-"""A participant that is told to reconnect comes back after a random time in this range."""
 
 WRITE_TIMEOUT = 2.0
 """Seconds that the last write to a stream may take before the stream is cut off."""
@@ -94,6 +86,11 @@ class Stream:
     def busy(self) -> bool:
         return self.session.state is State.BUSY
 
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing to do, and its last answer isn't being folded in any more."""
+        return self.session.state is State.IDLE and self.folding is None
+
     def instruct(self, tag: int, pieces: Iterable[bytes]) -> bool:
         """Sends an instruction (whole, or in chunks). False if the participant isn't idle."""
         if not self.session.instructed():
@@ -107,16 +104,23 @@ class Stream:
         if self.busy and self.tag == tag and self.hello is not None and self.hello.accepts_cancel:
             self._write([_CANCEL])
 
-    def reconnect(self) -> None:
-        """Tells the participant, which isn't at work, to come back in a moment. Its session is over."""
+    def reconnect(self, delay: float, address: str = "") -> None:
+        """Tells the participant, which isn't at work, to come back after ``delay`` seconds. Its session is
+        over.
+
+        Without an address it comes back to the one that it has used.
+        """
         self.session.ended()
-        delay = random.uniform(*RECONNECT_SECONDS)  # noqa: S311 - spreads the load
-        message = stream_pb2.ServerMessage(reconnect=stream_pb2.Reconnect(delay_seconds=delay))
-        self._write([message.SerializeToString()])
+        self._write([reconnect_message(delay, address)])
 
     def end(self, verdict: Verdict) -> None:
-        """Ends the stream from this side."""
-        if self.verdict is None and self._task is not None and self.session.state is not State.ENDED:
+        """Ends the stream from this side, unless its session is over."""
+        if self.session.state is not State.ENDED:
+            self.cut(verdict)
+
+    def cut(self, verdict: Verdict) -> None:
+        """Ends the stream, even one whose session is over. It must still be read."""
+        if self.verdict is None and self._task is not None:
             self.verdict = verdict
             self._task.cancel()
 
@@ -157,14 +161,7 @@ class Stream:
             self._writer = None
 
 
-REPLACED: Verdict = (
-    EndReason.REPLACED,
-    grpc.StatusCode.ALREADY_EXISTS,
-    "a newer connection with the same participant id has taken the place of this one",
-)
-
-OUT_OF_STEP: Verdict = (
-    EndReason.LOST,
-    grpc.StatusCode.ABORTED,
-    "the manager and the coordinator disagree on what this participant works on; connect again",
-)
+def reconnect_message(delay: float, address: str = "") -> bytes:
+    """What tells a participant to leave, and to come back after so many seconds."""
+    reconnect = stream_pb2.Reconnect(delay_seconds=delay, address=address)
+    return stream_pb2.ServerMessage(reconnect=reconnect).SerializeToString()

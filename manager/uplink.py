@@ -90,12 +90,17 @@ class Uplink:
         """Sends the Hello that Greet asked for, and again until it is welcomed."""
         hello.version = LINK_VERSION
         hello.handshake = self._handshake
-        self._hello = [link_pb2.Upward(hello=hello).SerializeToString()]
+        self._hello = [link_pb2.Upward(hello=hello, handshake=self._handshake).SerializeToString()]
         self.out.append(self._hello)
 
     def report(self, report: link_pb2.Report, payloads: Sequence[Payload]) -> None:
         """Sends a report; only while the state is OPEN."""
         self._end.send(payloads, report=report)
+
+    @property
+    def sent(self) -> int:
+        """The number of the last report."""
+        return self._end.sent
 
     @property
     def unacknowledged(self) -> int:
@@ -121,6 +126,8 @@ class Uplink:
                 return self._close(
                     f"the coordinator speaks link version {welcome.version}, this manager {LINK_VERSION}"
                 )
+            if not 0 < welcome.heartbeat_seconds < welcome.grace_seconds:  # nor nan
+                return self._close("the coordinator's heartbeat and grace period make no sense")
             if self.state is State.OPEN and message.epoch != self.epoch:
                 return self._greet(now)
             if self.state is State.OPEN or welcome.handshake != self._handshake:
@@ -129,7 +136,7 @@ class Uplink:
             self.epoch = message.epoch
             self.state = State.OPEN
             self._coordinator.limit = welcome.grace_seconds
-            self._end.open(welcome.heartbeat_seconds, now)
+            self._end.open(self._handshake, welcome.heartbeat_seconds, now)
             return [Opened(welcome)]
         if body == "refusal":
             return self._close(f"the coordinator refused this manager: {message.refusal.reason}")

@@ -15,6 +15,9 @@ TRIM_INTERVAL = 10.0
 TRIM_CPU = 0.2
 """CPU seconds that count as having worked."""
 
+NO_LIMIT = 2**20
+"""Open files that count as any number of them."""
+
 TRIM_SESSIONS = 500
 """Sessions that have ended, after which it does so at once."""
 
@@ -45,13 +48,20 @@ def calm_garbage_collection() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-def allow_many_files() -> None:
-    """Lets this process open as many files as the system allows it: each participant takes one."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
+def allow_many_files() -> int:
+    """Lets this process open as many files as the system allows it, and returns how many that is.
 
+    Each participant takes one.
+    """
+    try:
+        import resource
+    except ImportError:
+        return NO_LIMIT
+    with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return NO_LIMIT if files == resource.RLIM_INFINITY else min(files, NO_LIMIT)
 
 
 class Trimmer:
@@ -71,6 +81,10 @@ class Trimmer:
             return False
         self._at, self._cpu, self._sessions = now, cpu, sessions
         return True
+
+    def trimmed(self, cpu: float) -> None:
+        """It has been done. What that cost, which is much where there is much, does not count as work."""
+        self._cpu = cpu
 
 
 def trim() -> None:

@@ -9,26 +9,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import signal
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import zmq
 from google.protobuf.message import DecodeError
 
 from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_all, share, view_of
+from manager.confirmations import Confirmations
 from manager.endpoint import Endpoint
 from manager.errors import StartError
 from manager.folding import FOLDING_TIMEOUT, Folding
+from manager.incoming import checked, pieces
+from manager.limits import Limits
 from manager.listen import Address
+from manager.members import ANONYMOUS
 from manager.reports import Reports
-from manager.servicer import ANONYMOUS, Servicer, checked, pieces
+from manager.servicer import Servicer
 from manager.shares import Folded, Partial, reduction_of
 from manager.sockets import LinkSocket
-from manager.stream import OUT_OF_STEP, REPLACED, EndReason, Stream, Wave
+from manager.stream import Stream, Wave
 from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
 from manager.usage import Trimmer, calm_garbage_collection, resident_bytes, trim
+from manager.verdicts import OUT_OF_STEP, REPLACED, EndReason
 from protos import link_pb2, stream_pb2
 from protos.envelope import Kind
 from protos.frames import Buffer, MalformedFramesError, Shared, check_orders, unpack
@@ -56,6 +62,8 @@ class WorkerSettings:
     share_port: bool
     orphan_grace: float = 30.0  # seconds to outlive a silent coordinator, and to drain when terminated
     reducers: tuple[str, ...] = ()  # import paths of custom reducers that may be used
+    limits: Limits = field(default_factory=Limits)
+    files: int = 1024  # how many this process may open
 
 
 class Worker:
@@ -63,13 +71,14 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._servicer = Servicer(self)
+        self._servicer = Servicer(self, settings.limits, settings.files)
         self._sample = Sample()
         self._opens_memory = False  # whether this process can open the coordinator's memory …
         self._shares_memory = False  # … and the other way round
         self._coordinator_pid = 0
-        self._endpoint = Endpoint(self._servicer)
+        self._endpoint = Endpoint(self._servicer, settings.limits)
         self._reports = Reports()
+        self._confirmations = Confirmations()
         self._folding = Folding(self, settings.reducers)
         self._uplink = Uplink(grace=settings.orphan_grace, now=time.monotonic())
         self._socket = LinkSocket(zmq.DEALER, self._on_message)
@@ -89,7 +98,9 @@ class Worker:
             self._socket.close()
             raise StartError(str(error)) from None
         self._loop.add_signal_handler(signal.SIGTERM, self._finish, settings.orphan_grace, None)
-        self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # the coordinator decides
+        for name in ("SIGINT", "SIGHUP"):
+            if hasattr(signal, name):
+                self._loop.add_signal_handler(getattr(signal, name), lambda: None)  # the coordinator decides
         self._connect()
         calm_garbage_collection()
         beat = self._loop.create_task(self._beat())
@@ -142,6 +153,10 @@ class Worker:
         if self._folding.ended(stream):
             self.ended_late(stream)
 
+    def when_heard(self, callback: Callable[[], None]) -> None:
+        self._confirmations.add(callback)
+        self._schedule_flush()
+
     # From batches
 
     def not_folded(self, stream: Stream, answer: Payload) -> None:
@@ -155,6 +170,9 @@ class Worker:
     def partial(self, partial: Partial) -> None:
         self._reports.partial(partial)
         self._schedule_flush()
+
+    def free(self, stream: Stream) -> None:
+        self._servicer.folded(stream)
 
     def ended_late(self, stream: Stream) -> None:
         if stream.over is not None:
@@ -190,7 +208,19 @@ class Worker:
             if payloads and max(map(len, payloads)) >= SHARE_SIZE:
                 payloads = [share(each) if self._shares_memory else view_of(each) for each in payloads]
             self._uplink.report(report, payloads)
+        if self._confirmations:
+            self._confirmations.reported(self._uplink.sent, time.monotonic())
+            self._confirm()
         self._transmit()
+
+    def _confirm(self) -> None:
+        """Does what has waited for the coordinator to hear of something."""
+        if self._uplink.state is State.OPEN:
+            due = self._confirmations.heard(self._uplink.sent - self._uplink.unacknowledged, time.monotonic())
+        else:
+            due = self._confirmations.give_up()
+        for callback in due:
+            callback()
 
     def _transmit(self) -> None:
         out = self._uplink.out
@@ -205,14 +235,18 @@ class Worker:
             cpu, sessions = time.process_time(), len(self._servicer.streams)
             if trimmer.due(time.monotonic(), cpu, sessions):
                 trim()
+                trimmer.trimmed(time.process_time())
             beat = link_pb2.Heartbeat(
                 cpu_seconds=cpu,
                 rss_bytes=resident_bytes(),
                 sessions=sessions,
                 violations=self._servicer.violations,
+                turned_away=self._servicer.turned_away,
                 shares_memory=self._opens_memory,
             )
             self._carry_out(self._uplink.tick(beat, time.monotonic()))
+            if self._confirmations:
+                self._confirm()
 
     # From the coordinator
 
@@ -225,6 +259,8 @@ class Worker:
             log.warning("ignored a message on the link that can't be read: %s", error)
             return
         self._carry_out(self._uplink.received(message, time.monotonic()), payloads)
+        if self._confirmations:
+            self._confirm()
 
     def _carry_out(self, effects: list[Effect], payloads: Sequence[Buffer | Shared] = ()) -> None:
         for effect in effects:
@@ -281,6 +317,10 @@ class Worker:
         for session in orders.end_sessions:
             if (stream := streams.get(session)) is not None:
                 stream.end(REPLACED)
+        for move in orders.moves:
+            for session in move.sessions:
+                delay = random.uniform(move.min_seconds, move.max_seconds)  # noqa: S311 - spreads the load
+                self._servicer.move(session, delay, move.address)
 
     def _broadcast(self, broadcast: link_pb2.Broadcast, to_write: Iterable[bytes] | None) -> None:
         streams, tag, batch = self._servicer.streams, broadcast.tag, None

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop, while something runs in the main thread."""
+"""SIGINT, SIGTERM and SIGHUP as a wish to stop, while something runs in the main thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 @contextmanager
@@ -23,6 +25,8 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
         yield
         return
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    if hasattr(signal, "SIGHUP") and previous[signal.SIGHUP] is signal.SIG_IGN:
+        del previous[signal.SIGHUP]  # as nohup wants it
 
     def restore() -> None:
         for number, handler in previous.items():
@@ -33,7 +37,7 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
         restore()
         stop()
 
-    for number in _SIGNALS:
+    for number in previous:
         signal.signal(number, on_signal)
     try:
         yield

@@ -50,7 +50,9 @@ class Stream:
     def __init__(self, address: str, *, slicing: bool) -> None:
         self.address = address
         self._channel = _channel(address)
-        self._call: grpc.aio.StreamStreamCall[bytes, bytes] = self._channel.stream_stream(CONNECT)()
+        # None once it is closed: gRPC closes the TCP connection only when nobody has the call any more, and
+        # who has this stream depends on tracebacks, hence on the garbage collector.
+        self._call: grpc.aio.StreamStreamCall[bytes, bytes] | None = self._channel.stream_stream(CONNECT)()
         self._status: asyncio.Future[tuple[grpc.StatusCode, str]] = asyncio.get_running_loop().create_future()
         self._call.add_done_callback(self._note_status)
         self._assembler: Assembler[bytes | memoryview] = Assembler(in_one_buffer if slicing else in_memory)
@@ -63,7 +65,7 @@ class Stream:
     async def connected(self) -> None:
         """Waits until there is a connection. Raises the ParticipantError that says why there won't be one."""
         try:
-            await self._call.wait_for_connection()
+            await self._open_call().wait_for_connection()
         except (*_GRPC_ERRORS, asyncio.CancelledError) as error:
             raise await self._end(error) from None
 
@@ -114,17 +116,27 @@ class Stream:
     async def close(self) -> None:
         """Cuts the stream off, if it hasn't ended, and frees the connection."""
         self._closed = True
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
         tasks = [*self._writing, *([self._reading] if self._reading else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._call = None
         await self._channel.close()
+
+    def _open_call(self) -> grpc.aio.StreamStreamCall[bytes, bytes]:
+        if self._call is None:
+            raise self._over()
+        return self._call
+
+    def _over(self) -> ConnectionClosed:
+        return ConnectionClosed(f"the stream to {self.address} is closed", "connect again to go on")
 
     async def _drain(self) -> None:
         """Half-closes, and drops what still arrives until the coordinator ends the stream."""
         with contextlib.suppress(*_GRPC_ERRORS):
-            await self._call.done_writing()
+            await self._open_call().done_writing()
         while True:
             await self.read()
 
@@ -133,7 +145,7 @@ class Stream:
             if self._error is not None:
                 raise self._error
             try:
-                frame = await self._call.read()
+                frame = await self._open_call().read()
             except (*_GRPC_ERRORS, asyncio.CancelledError) as error:
                 raise await self._end(error) from None
             if not isinstance(frame, bytes):  # the end of the stream
@@ -172,7 +184,7 @@ class Stream:
                 if self._error is not None:
                     raise self._error
                 try:
-                    await self._call.write(frame)
+                    await self._open_call().write(frame)
                 except (*_GRPC_ERRORS, asyncio.CancelledError) as error:
                     raise await self._end(error) from None
 
@@ -181,8 +193,10 @@ class Stream:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise error  # else it is how gRPC puts a call that the other side cancelled
+        if error is not None:
+            error.__traceback__ = None  # gRPC's frames have the call
         if self._closed:
-            return ConnectionClosed(f"the stream to {self.address} is closed", "connect again to go on")
+            return self._over()
         if self._error is None:
             try:
                 async with asyncio.timeout(_VERDICT_TIMEOUT):

@@ -42,6 +42,87 @@ CANCELLED: Outcome.ValueType  # 4
 Global___Outcome: typing_extensions.TypeAlias = Outcome
 
 @typing.final
+class DrainRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GRACE_SECONDS_FIELD_NUMBER: builtins.int
+    grace_seconds: builtins.float
+    """absent: the coordinator's own"""
+    def __init__(
+        self,
+        *,
+        grace_seconds: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_grace_seconds", b"_grace_seconds", "grace_seconds", b"grace_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_grace_seconds", b"_grace_seconds", "grace_seconds", b"grace_seconds"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_grace_seconds", b"_grace_seconds"]) -> typing.Literal["grace_seconds"] | None: ...
+
+Global___DrainRequest: typing_extensions.TypeAlias = DrainRequest
+
+@typing.final
+class DrainReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GRACE_SECONDS_FIELD_NUMBER: builtins.int
+    CALLS_FIELD_NUMBER: builtins.int
+    PID_FIELD_NUMBER: builtins.int
+    grace_seconds: builtins.float
+    calls: builtins.int
+    """that run"""
+    pid: builtins.int
+    """of the coordinator, which is gone when the draining is over"""
+    def __init__(
+        self,
+        *,
+        grace_seconds: builtins.float = ...,
+        calls: builtins.int = ...,
+        pid: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "grace_seconds", b"grace_seconds", "pid", b"pid"]) -> None: ...
+
+Global___DrainReply: typing_extensions.TypeAlias = DrainReply
+
+@typing.final
+class RestartRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___RestartRequest: typing_extensions.TypeAlias = RestartRequest
+
+@typing.final
+class Restarted(google.protobuf.message.Message):
+    """One worker has been started again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    PID_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    worker: builtins.int
+    incarnation: builtins.int
+    pid: builtins.int
+    done: builtins.int
+    """so many are"""
+    total: builtins.int
+    def __init__(
+        self,
+        *,
+        worker: builtins.int = ...,
+        incarnation: builtins.int = ...,
+        pid: builtins.int = ...,
+        done: builtins.int = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["done", b"done", "incarnation", b"incarnation", "pid", b"pid", "total", b"total", "worker", b"worker"]) -> None: ...
+
+Global___Restarted: typing_extensions.TypeAlias = Restarted
+
+@typing.final
 class StatusRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -70,6 +151,10 @@ class Status(google.protobuf.message.Message):
     RSS_BYTES_FIELD_NUMBER: builtins.int
     COUNTERS_FIELD_NUMBER: builtins.int
     WORKERS_FIELD_NUMBER: builtins.int
+    MOVING_FIELD_NUMBER: builtins.int
+    TURNED_AWAY_FIELD_NUMBER: builtins.int
+    LINK_ERRORS_FIELD_NUMBER: builtins.int
+    DRAINING_FIELD_NUMBER: builtins.int
     version: builtins.str
     listen: builtins.str
     control: builtins.str
@@ -86,6 +171,13 @@ class Status(google.protobuf.message.Message):
     """calls running"""
     cpu_seconds: builtins.float
     rss_bytes: builtins.int
+    moving: builtins.int
+    """participants that have been told to reconnect and are expected back"""
+    turned_away: builtins.int
+    """participants told to come back later because of a limit, so far"""
+    link_errors: builtins.int
+    """messages on the link that could not be read, and hellos refused, so far"""
+    draining: builtins.bool
     @property
     def counters(self) -> Global___Counters: ...
     @property
@@ -108,17 +200,19 @@ class Status(google.protobuf.message.Message):
         rss_bytes: builtins.int = ...,
         counters: Global___Counters | None = ...,
         workers: collections.abc.Iterable[Global___Worker] | None = ...,
+        moving: builtins.int = ...,
+        turned_away: builtins.int = ...,
+        link_errors: builtins.int = ...,
+        draining: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["counters", b"counters"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attached", b"attached", "busy", b"busy", "calls", b"calls", "control", b"control", "counters", b"counters", "cpu_seconds", b"cpu_seconds", "leased", b"leased", "listen", b"listen", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "uptime_seconds", b"uptime_seconds", "version", b"version", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attached", b"attached", "busy", b"busy", "calls", b"calls", "control", b"control", "counters", b"counters", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "leased", b"leased", "link_errors", b"link_errors", "listen", b"listen", "moving", b"moving", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "turned_away", b"turned_away", "uptime_seconds", b"uptime_seconds", "version", b"version", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
 
 Global___Status: typing_extensions.TypeAlias = Status
 
 @typing.final
 class Counters(google.protobuf.message.Message):
-    """Outcomes so far, one per participant of each call.
-    Outcomes so far, one per participant of each call.
-    """
+    """Outcomes so far, one per participant of each call."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -163,6 +257,7 @@ class Worker(google.protobuf.message.Message):
     RSS_BYTES_FIELD_NUMBER: builtins.int
     VIOLATIONS_FIELD_NUMBER: builtins.int
     HEARD_SECONDS_AGO_FIELD_NUMBER: builtins.int
+    TURNED_AWAY_FIELD_NUMBER: builtins.int
     index: builtins.int
     incarnation: builtins.int
     pid: builtins.int
@@ -173,6 +268,7 @@ class Worker(google.protobuf.message.Message):
     rss_bytes: builtins.int
     violations: builtins.int
     heard_seconds_ago: builtins.float
+    turned_away: builtins.int
     def __init__(
         self,
         *,
@@ -186,8 +282,9 @@ class Worker(google.protobuf.message.Message):
         rss_bytes: builtins.int = ...,
         violations: builtins.int = ...,
         heard_seconds_ago: builtins.float = ...,
+        turned_away: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "cpu_seconds", b"cpu_seconds", "heard_seconds_ago", b"heard_seconds_ago", "incarnation", b"incarnation", "index", b"index", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "state", b"state", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "cpu_seconds", b"cpu_seconds", "heard_seconds_ago", b"heard_seconds_ago", "incarnation", b"incarnation", "index", b"index", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "state", b"state", "turned_away", b"turned_away", "violations", b"violations"]) -> None: ...
 
 Global___Worker: typing_extensions.TypeAlias = Worker
 
@@ -491,10 +588,16 @@ class ServerBatch(google.protobuf.message.Message):
     GONE_FIELD_NUMBER: builtins.int
     SHARES_MEMORY_FIELD_NUMBER: builtins.int
     MEMORY_FIELD_NUMBER: builtins.int
+    DRAINING_FIELD_NUMBER: builtins.int
+    MAX_MESSAGE_FIELD_NUMBER: builtins.int
     version: builtins.int
     """in the first message"""
     shares_memory: builtins.bool
     """in the first message: the coordinator can open the client's memory"""
+    draining: builtins.bool
+    """the coordinator is about to end: nothing new is begun"""
+    max_message: builtins.int
+    """in the first message: bytes that an instruction may have"""
     @property
     def granted(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Granted]: ...
     @property
@@ -525,9 +628,11 @@ class ServerBatch(google.protobuf.message.Message):
         gone: collections.abc.Iterable[builtins.int] | None = ...,
         shares_memory: builtins.bool = ...,
         memory: protos.link_pb2.Memory | None = ...,
+        draining: builtins.bool = ...,
+        max_message: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["memory", b"memory"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["advanced", b"advanced", "gone", b"gone", "granted", b"granted", "memory", b"memory", "not_enough", b"not_enough", "settled", b"settled", "shares_memory", b"shares_memory", "states", b"states", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["advanced", b"advanced", "draining", b"draining", "gone", b"gone", "granted", b"granted", "max_message", b"max_message", "memory", b"memory", "not_enough", b"not_enough", "settled", b"settled", "shares_memory", b"shares_memory", "states", b"states", "version", b"version"]) -> None: ...
 
 Global___ServerBatch: typing_extensions.TypeAlias = ServerBatch
 

@@ -49,6 +49,16 @@ class ControlStub(object):
                 request_serializer=protos_dot_control__pb2.ClientBatch.SerializeToString,
                 response_deserializer=protos_dot_control__pb2.ServerBatch.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/muster.control.v1.Control/Drain',
+                request_serializer=protos_dot_control__pb2.DrainRequest.SerializeToString,
+                response_deserializer=protos_dot_control__pb2.DrainReply.FromString,
+                _registered_method=True)
+        self.RestartWorkers = channel.unary_stream(
+                '/muster.control.v1.Control/RestartWorkers',
+                request_serializer=protos_dot_control__pb2.RestartRequest.SerializeToString,
+                response_deserializer=protos_dot_control__pb2.Restarted.FromString,
+                _registered_method=True)
 
 
 class ControlServicer(object):
@@ -73,6 +83,20 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Lets running calls finish, then ends the coordinator and its workers. Answers once that has begun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestartWorkers(self, request, context):
+        """Drains and starts again all workers, one after the other. Says so of each once it is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +114,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=protos_dot_control__pb2.ClientBatch.FromString,
                     response_serializer=protos_dot_control__pb2.ServerBatch.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=protos_dot_control__pb2.DrainRequest.FromString,
+                    response_serializer=protos_dot_control__pb2.DrainReply.SerializeToString,
+            ),
+            'RestartWorkers': grpc.unary_stream_rpc_method_handler(
+                    servicer.RestartWorkers,
+                    request_deserializer=protos_dot_control__pb2.RestartRequest.FromString,
+                    response_serializer=protos_dot_control__pb2.Restarted.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -173,6 +207,60 @@ class Control(object):
             '/muster.control.v1.Control/Attach',
             protos_dot_control__pb2.ClientBatch.SerializeToString,
             protos_dot_control__pb2.ServerBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.control.v1.Control/Drain',
+            protos_dot_control__pb2.DrainRequest.SerializeToString,
+            protos_dot_control__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/muster.control.v1.Control/RestartWorkers',
+            protos_dot_control__pb2.RestartRequest.SerializeToString,
+            protos_dot_control__pb2.Restarted.FromString,
             options,
             channel_credentials,
             insecure,

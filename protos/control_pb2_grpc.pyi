@@ -73,7 +73,39 @@ _ControlAttachType = typing_extensions.TypeVar(
     ],
 )
 
-class ControlStub(typing.Generic[_ControlGetStatusType, _ControlListParticipantsType, _ControlAttachType]):
+_ControlDrainType = typing_extensions.TypeVar(
+    '_ControlDrainType',
+    grpc.UnaryUnaryMultiCallable[
+        protos.control_pb2.DrainRequest,
+        protos.control_pb2.DrainReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.control_pb2.DrainRequest,
+        protos.control_pb2.DrainReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        protos.control_pb2.DrainRequest,
+        protos.control_pb2.DrainReply,
+    ],
+)
+
+_ControlRestartWorkersType = typing_extensions.TypeVar(
+    '_ControlRestartWorkersType',
+    grpc.UnaryStreamMultiCallable[
+        protos.control_pb2.RestartRequest,
+        protos.control_pb2.Restarted,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        protos.control_pb2.RestartRequest,
+        protos.control_pb2.Restarted,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        protos.control_pb2.RestartRequest,
+        protos.control_pb2.Restarted,
+    ],
+)
+
+class ControlStub(typing.Generic[_ControlGetStatusType, _ControlListParticipantsType, _ControlAttachType, _ControlDrainType, _ControlRestartWorkersType]):
     @typing.overload
     def __init__(self: ControlStub[
         grpc.UnaryUnaryMultiCallable[
@@ -87,6 +119,14 @@ class ControlStub(typing.Generic[_ControlGetStatusType, _ControlListParticipants
         grpc.StreamStreamMultiCallable[
             protos.control_pb2.ClientBatch,
             protos.control_pb2.ServerBatch,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            protos.control_pb2.DrainRequest,
+            protos.control_pb2.DrainReply,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            protos.control_pb2.RestartRequest,
+            protos.control_pb2.Restarted,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -104,6 +144,14 @@ class ControlStub(typing.Generic[_ControlGetStatusType, _ControlListParticipants
             protos.control_pb2.ClientBatch,
             protos.control_pb2.ServerBatch,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            protos.control_pb2.DrainRequest,
+            protos.control_pb2.DrainReply,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            protos.control_pb2.RestartRequest,
+            protos.control_pb2.Restarted,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     GetStatus: _ControlGetStatusType
@@ -112,6 +160,12 @@ class ControlStub(typing.Generic[_ControlGetStatusType, _ControlListParticipants
 
     Attach: _ControlAttachType
     """A training script's session. Its leases and calls live exactly as long as this stream."""
+
+    Drain: _ControlDrainType
+    """Lets running calls finish, then ends the coordinator and its workers. Answers once that has begun."""
+
+    RestartWorkers: _ControlRestartWorkersType
+    """Drains and starts again all workers, one after the other. Says so of each once it is done."""
 
 ControlAsyncStub: typing_extensions.TypeAlias = ControlStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -125,6 +179,14 @@ ControlAsyncStub: typing_extensions.TypeAlias = ControlStub[
     grpc.aio.StreamStreamMultiCallable[
         protos.control_pb2.ClientBatch,
         protos.control_pb2.ServerBatch,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.control_pb2.DrainRequest,
+        protos.control_pb2.DrainReply,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        protos.control_pb2.RestartRequest,
+        protos.control_pb2.Restarted,
     ],
 ]
 
@@ -150,5 +212,21 @@ class ControlServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[protos.control_pb2.ServerBatch], collections.abc.AsyncIterator[protos.control_pb2.ServerBatch]]:
         """A training script's session. Its leases and calls live exactly as long as this stream."""
+
+    @abc.abstractmethod
+    def Drain(
+        self,
+        request: protos.control_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[protos.control_pb2.DrainReply, collections.abc.Awaitable[protos.control_pb2.DrainReply]]:
+        """Lets running calls finish, then ends the coordinator and its workers. Answers once that has begun."""
+
+    @abc.abstractmethod
+    def RestartWorkers(
+        self,
+        request: protos.control_pb2.RestartRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[protos.control_pb2.Restarted], collections.abc.AsyncIterator[protos.control_pb2.Restarted]]:
+        """Drains and starts again all workers, one after the other. Says so of each once it is done."""
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

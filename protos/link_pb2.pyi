@@ -66,10 +66,13 @@ class Upward(google.protobuf.message.Message):
     HEARTBEAT_FIELD_NUMBER: builtins.int
     RESEND_FIELD_NUMBER: builtins.int
     GOODBYE_FIELD_NUMBER: builtins.int
+    HANDSHAKE_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """1, 2, 3 … within one handshake; 0 on messages that are not numbered"""
     acknowledged: builtins.int
     """the highest sequence received from the coordinator without a gap"""
+    handshake: builtins.int
+    """within which this is said; the Hello's own on a Hello"""
     @property
     def hello(self) -> Global___Hello: ...
     @property
@@ -90,9 +93,10 @@ class Upward(google.protobuf.message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         resend: Global___Resend | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        handshake: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["body", b"body", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "report", b"report", "resend", b"resend"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["acknowledged", b"acknowledged", "body", b"body", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "report", b"report", "resend", b"resend", "sequence", b"sequence"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acknowledged", b"acknowledged", "body", b"body", "goodbye", b"goodbye", "handshake", b"handshake", "heartbeat", b"heartbeat", "hello", b"hello", "report", b"report", "resend", b"resend", "sequence", b"sequence"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "report", "heartbeat", "resend", "goodbye"] | None: ...
 
 Global___Upward: typing_extensions.TypeAlias = Upward
@@ -113,10 +117,13 @@ class Downward(google.protobuf.message.Message):
     RESEND_FIELD_NUMBER: builtins.int
     IDENTIFY_FIELD_NUMBER: builtins.int
     DRAIN_FIELD_NUMBER: builtins.int
+    HANDSHAKE_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     acknowledged: builtins.int
     epoch: builtins.int
     """which life of the coordinator is speaking"""
+    handshake: builtins.int
+    """as in Upward; 0 on Welcome, Refusal and Identify"""
     @property
     def welcome(self) -> Global___Welcome: ...
     @property
@@ -144,9 +151,10 @@ class Downward(google.protobuf.message.Message):
         resend: Global___Resend | None = ...,
         identify: Global___Identify | None = ...,
         drain: Global___Drain | None = ...,
+        handshake: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["body", b"body", "drain", b"drain", "heartbeat", b"heartbeat", "identify", b"identify", "orders", b"orders", "refusal", b"refusal", "resend", b"resend", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["acknowledged", b"acknowledged", "body", b"body", "drain", b"drain", "epoch", b"epoch", "heartbeat", b"heartbeat", "identify", b"identify", "orders", b"orders", "refusal", b"refusal", "resend", b"resend", "sequence", b"sequence", "welcome", b"welcome"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acknowledged", b"acknowledged", "body", b"body", "drain", b"drain", "epoch", b"epoch", "handshake", b"handshake", "heartbeat", b"heartbeat", "identify", b"identify", "orders", b"orders", "refusal", b"refusal", "resend", b"resend", "sequence", b"sequence", "welcome", b"welcome"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["welcome", "refusal", "orders", "heartbeat", "resend", "identify", "drain"] | None: ...
 
 Global___Downward: typing_extensions.TypeAlias = Downward
@@ -524,6 +532,7 @@ class Orders(google.protobuf.message.Message):
     CANCEL_TAGS_FIELD_NUMBER: builtins.int
     CLOSE_BATCHES_FIELD_NUMBER: builtins.int
     END_SESSIONS_FIELD_NUMBER: builtins.int
+    MOVES_FIELD_NUMBER: builtins.int
     @property
     def payloads(self) -> Global___Payloads: ...
     @property
@@ -546,6 +555,8 @@ class Orders(google.protobuf.message.Message):
     def end_sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """end these streams: replaced by a newer session of the same id"""
 
+    @property
+    def moves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Move]: ...
     def __init__(
         self,
         *,
@@ -558,11 +569,40 @@ class Orders(google.protobuf.message.Message):
         cancel_tags: collections.abc.Iterable[builtins.int] | None = ...,
         close_batches: collections.abc.Iterable[builtins.int] | None = ...,
         end_sessions: collections.abc.Iterable[builtins.int] | None = ...,
+        moves: collections.abc.Iterable[Global___Move] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["payloads", b"payloads"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["broadcasts", b"broadcasts", "cancel_sessions", b"cancel_sessions", "cancel_tags", b"cancel_tags", "close_batches", b"close_batches", "end_sessions", b"end_sessions", "instruct_payloads", b"instruct_payloads", "instruct_sessions", b"instruct_sessions", "instruct_tags", b"instruct_tags", "payloads", b"payloads"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["broadcasts", b"broadcasts", "cancel_sessions", b"cancel_sessions", "cancel_tags", b"cancel_tags", "close_batches", b"close_batches", "end_sessions", b"end_sessions", "instruct_payloads", b"instruct_payloads", "instruct_sessions", b"instruct_sessions", "instruct_tags", b"instruct_tags", "moves", b"moves", "payloads", b"payloads"]) -> None: ...
 
 Global___Orders: typing_extensions.TypeAlias = Orders
+
+@typing.final
+class Move(google.protobuf.message.Message):
+    """Tell these participants, unless they are at work, to reconnect after a random delay in this range."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSIONS_FIELD_NUMBER: builtins.int
+    MIN_SECONDS_FIELD_NUMBER: builtins.int
+    MAX_SECONDS_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    min_seconds: builtins.float
+    max_seconds: builtins.float
+    address: builtins.str
+    """where to; empty: the one they already use"""
+    @property
+    def sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        sessions: collections.abc.Iterable[builtins.int] | None = ...,
+        min_seconds: builtins.float = ...,
+        max_seconds: builtins.float = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "max_seconds", b"max_seconds", "min_seconds", b"min_seconds", "sessions", b"sessions"]) -> None: ...
+
+Global___Move: typing_extensions.TypeAlias = Move
 
 @typing.final
 class Broadcast(google.protobuf.message.Message):
@@ -651,6 +691,7 @@ class Heartbeat(google.protobuf.message.Message):
     SESSIONS_FIELD_NUMBER: builtins.int
     VIOLATIONS_FIELD_NUMBER: builtins.int
     SHARES_MEMORY_FIELD_NUMBER: builtins.int
+    TURNED_AWAY_FIELD_NUMBER: builtins.int
     sent: builtins.int
     """the highest sequence sent so far: shows the peer a gap at the tail"""
     cpu_seconds: builtins.float
@@ -661,6 +702,8 @@ class Heartbeat(google.protobuf.message.Message):
     """streams ended for a breach of the protocol, so far"""
     shares_memory: builtins.bool
     """the manager can open the coordinator's memory"""
+    turned_away: builtins.int
+    """participants told to come back later because of a limit, so far"""
     def __init__(
         self,
         *,
@@ -670,8 +713,9 @@ class Heartbeat(google.protobuf.message.Message):
         sessions: builtins.int = ...,
         violations: builtins.int = ...,
         shares_memory: builtins.bool = ...,
+        turned_away: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "sessions", b"sessions", "shares_memory", b"shares_memory", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "sessions", b"sessions", "shares_memory", b"shares_memory", "turned_away", b"turned_away", "violations", b"violations"]) -> None: ...
 
 Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
 

@@ -3,53 +3,46 @@
 Decides whether the bytes are such a message, and gives its tensors as arrays that share their memory. What a
 tensor's fields must look like is tensors.py's to say; what the message means is the reader's.
 
-Parsing copies every byte, and the arrays' memory once more. So a large message is walked here: all but the
-bulk (``Tensor.data`` and ``payload``) is put together into a small message, which protobuf parses and
+Parsing copies every byte, and the arrays' memory once more. So a large message is walked (walk.py): all but
+the bulk (``Tensor.data`` and ``payload``) is put together into a small message, which protobuf parses and
 thereby checks. What is bulk can't be malformed: any bytes will do, and the walk has checked their length.
-Whatever the walk doesn't expect, it leaves to protobuf: the worst it can be is slow.
+Whatever the walk doesn't expect, it leaves to protobuf: the worst it can be is slow. But a participant must
+not be able to fill a manager's memory or to stop its event loop, so a result of millions of tiny fields is
+refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from protos import stream_pb2
-from protos.chunks import MAX_MESSAGE_SIZE, WHOLE_SIZE, varint
+from protos.chunks import MAX_FRAME_SIZE, MAX_MESSAGE_SIZE, WHOLE_SIZE, varint
 from protos.envelope import MalformedMessageError
 from protos.messages import Tensors, result
 from protos.tensors import TensorError, array_of, outline_tensor, to_arrays
+from protos.walk import (
+    DATA,
+    INSTRUCTION_FORM,
+    MOST_TENSORS,
+    PAYLOAD,
+    RESULT,
+    RESULT_FORM,
+    TENSOR,
+    Sliced,
+    without_bulk,
+)
 
 __all__ = ["ReceivedMessage", "check_result", "encode_result", "read_result"]
 
 _SMALL: Final = 16 * 1024
 """Up to this many bytes, parsing all of it takes less time than the walk."""
 
-# Tags as they are on the wire: field number << 3 | wire type. All are one byte.
-_RESULT: Final = 2 << 3 | 2
-_PAYLOAD: Final = 5 << 3 | 2
-_TENSOR: Final = 3 << 3 | 2
-_NAME, _DTYPE, _PACKED_SHAPE, _LENGTH, _DATA = 1 << 3 | 2, 2 << 3, 3 << 3 | 2, 3 << 3, 4 << 3 | 2
-
-
 _Message = TypeVar("_Message", stream_pb2.ParticipantMessage, stream_pb2.ServerMessage)
-
-
-class _Form(NamedTuple):
-    """Where the fields of a message's content are. Tensors are field 3 of both."""
-
-    message: int
-    small: tuple[int, ...]  # fields with a length that are no bulk
-    fixed: int | None  # a field of eight bytes
-    payload: int
-
-
-_RESULT_FORM: Final = _Form(_RESULT, small=(1 << 3 | 2, 2 << 3 | 2), fixed=4 << 3 | 1, payload=_PAYLOAD)
-_INSTRUCTION_FORM: Final = _Form(1 << 3 | 2, small=(1 << 3 | 2, 2 << 3 | 2), fixed=None, payload=4 << 3 | 2)
 
 _ALIGNMENT: Final = 8
 """The size of the largest dtype's elements."""
@@ -60,7 +53,7 @@ def check_result(data: bytes | memoryview) -> None:
 
     A memoryview must be one of contiguous bytes.
     """
-    sliced = _without_bulk(data, _RESULT_FORM) if len(data) > _SMALL else None
+    sliced = _slice_result(data) if len(data) > _SMALL else None
     _parse(data if sliced is None else sliced.rest, stream_pb2.ParticipantMessage)
 
 
@@ -76,8 +69,10 @@ def read_result(data: bytes | memoryview) -> tuple[stream_pb2.Result, dict[str, 
     does.
     """
     view = data if len(data) <= _SMALL else memoryview(data).toreadonly()
-    sliced = _without_bulk(view, _RESULT_FORM) if view is not data else None
+    sliced = _slice_result(view) if view is not data else None
     read = _parse(data if sliced is None else sliced.rest, stream_pb2.ParticipantMessage).result
+    if len(read.tensors) > MOST_TENSORS:
+        raise MalformedMessageError(f"a result with {len(read.tensors)} tensors, more than {MOST_TENSORS}")
     arrays: dict[str, npt.NDArray[Any]] = {}
     for index, tensor in enumerate(read.tensors):
         name = tensor.name
@@ -115,7 +110,7 @@ class ReceivedMessage:
 
         Raises MalformedMessageError for what isn't a ServerMessage.
         """
-        sliced = _without_bulk(data, _INSTRUCTION_FORM)
+        sliced = without_bulk(data, INSTRUCTION_FORM)
         if sliced is None:
             return cls(_parse(data, stream_pb2.ServerMessage))
         received = cls(_parse(sliced.rest, stream_pb2.ServerMessage))
@@ -204,8 +199,8 @@ def _lay_out(
             tensor = stream_pb2.Tensor()
             source, dtype = outline_tensor(tensor, name, array)
             data_size = source.size * dtype.itemsize
-            fields = tensor.SerializeToString() + bytes([_DATA]) + varint(data_size)
-            fields = bytes([_TENSOR]) + varint(len(fields) + data_size) + fields
+            fields = tensor.SerializeToString() + bytes([DATA]) + varint(data_size)
+            fields = bytes([TENSOR]) + varint(len(fields) + data_size) + fields
             parts += (fields, (source, dtype))
             size += len(fields) + data_size
     elif tensors is not None:
@@ -213,14 +208,14 @@ def _lay_out(
             if not isinstance(tensor, stream_pb2.Tensor):
                 raise TypeError("tensors must be a dict of names to arrays, or a sequence of Tensors")
             tensor_size = tensor.ByteSize()
-            prefix = bytes([_TENSOR]) + varint(tensor_size)
+            prefix = bytes([TENSOR]) + varint(tensor_size)
             parts += (prefix, tensor)
             size += len(prefix) + tensor_size
     if is_bulk and payload:
-        prefix = bytes([_PAYLOAD]) + varint(len(payload))
+        prefix = bytes([PAYLOAD]) + varint(len(payload))
         parts += (prefix, payload)
         size += len(prefix) + len(payload)
-    prefix = bytes([_RESULT]) + varint(size)
+    prefix = bytes([RESULT]) + varint(size)
     return len(prefix) + size, [prefix, *parts]
 
 
@@ -230,7 +225,7 @@ def _plain(part: _Part) -> bytes | memoryview:
     return part.SerializeToString() if isinstance(part, stream_pb2.Tensor) else part
 
 
-def _align(data: memoryview, sliced: _Sliced) -> list[tuple[int, int]]:
+def _align(data: memoryview, sliced: Sliced) -> list[tuple[int, int]]:
     """Moves each tensor's data down to a multiple of _ALIGNMENT, over what has been read; returns where it is
     then.
 
@@ -255,10 +250,6 @@ def _twice(name: str) -> TensorError:
     return TensorError(name, "there are two of this name in one message")
 
 
-class _UnexpectedError(Exception):
-    """What the walk leaves to protobuf: malformed, or merely unusual."""
-
-
 def _parse(data: bytes | memoryview, kind: type[_Message]) -> _Message:
     try:
         return kind.FromString(cast("bytes", data))
@@ -266,95 +257,8 @@ def _parse(data: bytes | memoryview, kind: type[_Message]) -> _Message:
         raise MalformedMessageError(f"not a {kind.__name__} ({error})") from None
 
 
-class _Sliced(NamedTuple):
-    rest: bytes  # the message without its bulk
-    tensors: list[tuple[int, int]]  # from where to where each tensor's data is
-    payload: tuple[int, int]
-
-
-def _without_bulk(data: bytes | memoryview, form: _Form) -> _Sliced | None:
-    """None where protobuf has to say what to make of it."""
-    try:
-        return _walk(data, form)
-    except (_UnexpectedError, IndexError):  # IndexError: the bytes end amid a field
-        return None
-
-
-def _walk(data: bytes | memoryview, form: _Form) -> _Sliced:
-    end = len(data)
-    if data[0] != form.message or end > MAX_MESSAGE_SIZE:
-        raise _UnexpectedError
-    position, stop = _span(data, 1, end)
-    if stop != end:
-        raise _UnexpectedError
-    parts: list[bytes | memoryview] = []
-    spans: list[tuple[int, int]] = []
-    payload = (end, end)
-    taken = position  # what is before it is in the parts or left out
-    while position < end:
-        tag = data[position]
-        if tag == _TENSOR:
-            start, stop = _span(data, position + 1, end)
-            field, bulk, bulk_stop = _tensor_data(data, start, stop)
-            spans.append((bulk, bulk_stop))
-            size = varint(field - start + stop - bulk_stop)
-            parts += (data[taken : position + 1], size, data[start:field], data[bulk_stop:stop])
-            position = taken = stop
-        elif tag == form.payload:
-            parts.append(data[taken:position])
-            payload = _span(data, position + 1, end)
-            position = taken = payload[1]
-        elif tag in form.small:
-            _, position = _span(data, position + 1, end)
-        elif tag == form.fixed and position + 9 <= end:
-            position += 9
-        else:
-            raise _UnexpectedError
-    parts.append(data[taken:])
-    rest = b"".join(parts)
-    return _Sliced(b"".join((bytes([form.message]), varint(len(rest)), rest)), spans, payload)
-
-
-def _tensor_data(data: bytes | memoryview, position: int, end: int) -> tuple[int, int, int]:
-    """Where the data of the tensor at ``position`` is: its tag, its first byte and its end."""
-    found: tuple[int, int, int] | None = None
-    while position < end:
-        tag = data[position]
-        if tag == _DATA and found is None:
-            start, stop = _span(data, position + 1, end)
-            found = position, start, stop
-            position = stop
-        elif tag in (_NAME, _PACKED_SHAPE):
-            _, position = _span(data, position + 1, end)
-        elif tag in (_DTYPE, _LENGTH):
-            position += 1
-            last = position + 9
-            while data[position] >= 0x80 and position < last:
-                position += 1
-            if data[position] >= 0x80 or position >= end:
-                raise _UnexpectedError
-            position += 1
-        else:
-            raise _UnexpectedError
-    return found or (end, end, end)
-
-
-def _span(data: bytes | memoryview, position: int, end: int) -> tuple[int, int]:
-    """From where to where the content goes whose length is at ``position``."""
-    length = data[position]
-    position += 1
-    if length >= 0x80:
-        length &= 0x7F
-        shift = 7
-        while (byte := data[position]) >= 0x80 and shift < 28:
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            position += 1
-        position += 1
-        if byte == 0 or byte >= 0x80:  # whether a length may be longer than it need be is protobuf's to say
-            raise _UnexpectedError
-        length |= byte << shift
-    stop = position + length
-    if stop > end:
-        raise _UnexpectedError
-    return position, stop
+def _slice_result(data: bytes | memoryview) -> Sliced | None:
+    sliced = without_bulk(data, RESULT_FORM)
+    if sliced is None and len(data) > MAX_FRAME_SIZE:
+        raise MalformedMessageError("a large message in a form that isn't canonical, or of too many fields")
+    return sliced

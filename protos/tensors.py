@@ -58,6 +58,9 @@ _NUMPY: Final[Mapping[int, np.dtype[Any]]] = {
     stream_pb2.UINT8: np.dtype("<u1"),
     stream_pb2.BOOL: np.dtype("?"),
 }
+_MOST_DIMENSIONS: Final = 64
+"""What NumPy takes. To multiply a hundred thousand lengths that somebody made up takes a minute."""
+
 _BFLOAT16: Final = "bfloat16"
 _BFLOAT16_BITS: Final = np.dtype("<u2")
 _CODES: Final[Mapping[str, stream_pb2.DType.ValueType]] = {
@@ -148,6 +151,10 @@ def array_of(name: str, code: int, shape: tuple[int, ...], data: bytes | memoryv
     dtype = _BFLOAT16_BITS if is_bfloat16 else _NUMPY.get(code)
     if dtype is None:
         raise TensorError(name, f"dtype number {code} is unknown to this version")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise TensorError(
+            name, f"a shape of {len(shape)} lengths is no NumPy shape: {_MOST_DIMENSIONS} are the most"
+        )
     if shape and min(shape) < 0:
         raise TensorError(name, f"shape {shape} has a negative length")
     expected = math.prod(shape) * dtype.itemsize

@@ -27,6 +27,7 @@ def temporary_directory_of_our_own() -> Iterator[None]:
     """What appears in it is ours, whatever else runs on the machine."""
     with tempfile.TemporaryDirectory(prefix="tests-") as directory, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", directory)
+        patch.delenv("XDG_RUNTIME_DIR", raising=False)
         patch.setattr(tempfile, "tempdir", directory)
         yield
 
@@ -40,7 +41,7 @@ def _things() -> set[str]:
         # gRPC's own and pyzmq's own, one per process, for ever:
         if "_poll_wrapper" not in thread.name and type(thread).__name__ != "GarbageCollectorThread"
     )
-    directories = (f"directory {path}" for path in Path(tempfile.gettempdir()).glob("muster-*"))
+    directories = (f"directory {path}" for path in Path(tempfile.gettempdir()).glob("muster-*/*"))
     return {*children, *threads, *directories}
 
 

@@ -2,7 +2,7 @@
 //
 // Speaks: the client's preface, SETTINGS and their acknowledgement, HEADERS (request: literals without indexing;
 // response: only that the stream has ended, and grpc-status and grpc-message where they stand there as plain
-// text), DATA under flow control in both directions, WINDOW_UPDATE, PING, RST_STREAM, GOAWAY.
+// text), DATA under flow control in both directions, WINDOW_UPDATE, PING (both ways), RST_STREAM, GOAWAY.
 // Does not speak: HPACK decoding, padding of DATA, server push, priorities, more than one stream, TLS.
 //
 // Leaves the socket to loadgen.cpp and the meaning of the stream's bytes to participant.h.
@@ -72,6 +72,15 @@ class Connection {
   void send(wire::Bytes bytes, Counted counted, Last last = Last::kNo) {
     queue_.push_back({std::move(bytes), counted, last});
   }
+
+  // Queues a ping. Its answer is read like anything else, and shows that the server lives.
+  void ping() {
+    put_header(control_, 8, kPing, 0, 0);
+    wire::put_number(control_, 0, 8);
+  }
+
+  // How many pings have come from the server.
+  uint64_t pinged() const { return pinged_; }
 
   // How many of the counted sends have been handed out completely.
   uint64_t sent() const { return sent_; }
@@ -225,6 +234,7 @@ class Connection {
         break;
       case kPing:
         if (!(flags_ & kAck) && size == 8) {
+          pinged_++;
           put_header(control_, 8, kPing, kAck, 0);
           control_.append(payload, 8);
         }
@@ -289,6 +299,7 @@ class Connection {
   uint8_t type_ = 0, flags_ = 0;
   std::string payload_;
   int64_t window_, credit_;
+  uint64_t pinged_ = 0;
 
   // Sending: control frames, then the stream's bytes as far as the server's windows allow.
   std::string control_, control_out_, heads_;

@@ -2,8 +2,9 @@
 //
 // It costs so little (about 0.01 CPU seconds per 1,000 round trips) that a measurement shows the server and not
 // its client, because it speaks HTTP/2 and gRPC itself, on raw sockets, and only as far as needed. What it speaks
-// and what not is said in http2.h; what a participant answers in participant.h; the messages' bytes in wire.h and,
-// for Flower's server, in flower.h; the options in options.h. This file decides about sockets, time and counting.
+// and what not is said in http2.h; what a participant answers in participant.h, when it comes back in comeback.h; the
+// messages' bytes in wire.h and, for Flower's server, in flower.h; the options in options.h; what is counted in
+// counts.h. This file decides about sockets and time.
 //
 // stdout: JSON, one line at the start (signals are heard from then on), one per SIGUSR1 and one at the end.
 // stderr: a line per second (--verbose).
@@ -24,12 +25,13 @@
 #include <csignal>
 #include <cstdio>
 #include <deque>
-#include <map>
 #include <optional>
 #include <queue>
 #include <random>
 #include <utility>
 
+#include "comeback.h"
+#include "counts.h"
 #include "options.h"
 #include "participant.h"
 #include "rounds.h"
@@ -45,15 +47,9 @@ Clock::duration seconds(double value) {
 
 double in_seconds(Clock::duration value) { return std::chrono::duration<double>(value).count(); }
 
-struct Counts {
-  uint64_t connected = 0, open = 0, lost = 0, left = 0, reconnects = 0;
-  uint64_t received = 0, sent = 0, cancelled = 0, bytes_in = 0, bytes_out = 0;
-  std::map<std::string, uint64_t> ends;  // why streams ended that should not have
-};
-
 class Loadgen {
  public:
-  Loadgen(const Options& options, const Script& script) : options_(options), script_(script) {
+  Loadgen(const Options& options, const Script& script) : options_(options), script_(script), random_(options.seed) {
     addrinfo hints{}, *found = nullptr;
     hints.ai_family = AF_INET, hints.ai_socktype = SOCK_STREAM;
     if (getaddrinfo(options.host.c_str(), nullptr, &hints, &found) != 0)
@@ -87,6 +83,7 @@ class Loadgen {
   void run() {
     started_ = Clock::now();
     print(stdout);
+    counts_.waiting = options_.participants;
     for (uint32_t i = 0; i < options_.participants; i++)
       at(started_ + seconds(options_.connect_rate > 0 ? i / options_.connect_rate : 0), Timer::kConnect, i);
     if (options_.duration > 0) at(started_ + seconds(options_.duration), Timer::kStop, 0);
@@ -103,43 +100,22 @@ class Loadgen {
     getrusage(RUSAGE_SELF, &usage);
     const auto in = [](const timeval& t) { return double(t.tv_sec) + 1e-6 * double(t.tv_usec); };
     const double cpu = in(usage.ru_utime) + in(usage.ru_stime), elapsed = in_seconds(Clock::now() - started_);
-    const Counts& c = counts_;
-    std::string ends;
-    for (const auto& [why, times] : c.ends) {
-      ends += ends.empty() ? "\"" : ", \"";
-      for (const char letter : why)
-        if (letter == '"' || letter == '\\') {
-          ends += '\\', ends += letter;
-        } else {
-          ends += uint8_t(letter) < 32 || uint8_t(letter) > 126 ? '?' : letter;
-        }
-      ends += "\": " + std::to_string(times);
-    }
-    using Number = unsigned long long;
-    std::fprintf(to,
-                 "{\"participants\": %u, \"connected\": %llu, \"open\": %llu, \"lost\": %llu, \"left\": %llu, "
-                 "\"reconnects\": %llu, \"received\": %llu, \"sent\": %llu, \"cancelled\": %llu, "
-                 "\"bytes_in\": %llu, \"bytes_out\": %llu, \"seconds\": %.6f, \"cpu_seconds\": %.6f, "
-                 "\"cpu_seconds_per_1000\": %.6f, \"ends\": {%s}}\n",
-                 options_.participants, Number(c.connected), Number(c.open), Number(c.lost), Number(c.left),
-                 Number(c.reconnects), Number(c.received), Number(c.sent), Number(c.cancelled),
-                 Number(c.bytes_in), Number(c.bytes_out), elapsed, cpu, c.sent ? cpu * 1000 / double(c.sent) : 0.0, ends.c_str());
-    std::fflush(to);
+    counts_.print(to, options_.participants, elapsed, cpu);
   }
 
  private:
   struct Timer {
-    enum What { kConnect, kAnswer, kStop, kReport };
+    enum What { kConnect, kAnswer, kPing, kEndNow, kStop, kReport };
     Time when;
     What what;
-    uint32_t participant, generation;
+    uint32_t participant, generation, connections;
     bool operator<(const Timer& other) const { return when > other.when; }  // the queue's top is the earliest
   };
 
   static constexpr uint32_t kSignals = UINT32_MAX;
 
   void at(Time when, Timer::What what, uint32_t index) {
-    timers_.push({when, what, index, participants_[index].generation});
+    timers_.push({when, what, index, participants_[index].generation, participants_[index].connections});
   }
 
   void step() {
@@ -174,7 +150,16 @@ class Loadgen {
         print(stderr);
         return at(now + seconds(1), Timer::kReport, 0);
       case Timer::kConnect:
+        counts_.waiting--;
         if (participant.state == Participant::State::kAbsent && !stopping_) connect(timer.participant);
+        return;
+      case Timer::kPing:
+        if (participant.connections == timer.connections && participant.state == Participant::State::kOpen)
+          keep_alive(timer.participant, now);
+        return;
+      case Timer::kEndNow:
+        if (participant.connections == timer.connections && participant.state == Participant::State::kOpen)
+          gone(timer.participant, "");
         return;
       case Timer::kAnswer:
         if (participant.generation != timer.generation || participant.state != Participant::State::kOpen) return;
@@ -212,7 +197,7 @@ class Loadgen {
     const int on = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     participant.fd = fd;
-    participant.generation++;
+    participant.generation++, participant.connections++;
     participant.state = Participant::State::kConnecting;
     participant.wants_to_write = true;
     if (options_.source_addresses > 0) {
@@ -223,7 +208,9 @@ class Loadgen {
       source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + index % options_.source_addresses);
       if (bind(fd, reinterpret_cast<sockaddr*>(&source), sizeof source) < 0) return gone(index, std::strerror(errno));
     }
-    if (::connect(fd, reinterpret_cast<sockaddr*>(&server_), sizeof server_) < 0 && errno != EINPROGRESS)
+    // An address that it was told counts for one attempt.
+    const sockaddr_in to = comeback::elsewhere(std::exchange(participant.come_back_to, {})).value_or(server_);
+    if (::connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof to) < 0 && errno != EINPROGRESS)
       return gone(index, std::strerror(errno));
     epoll_event event{};
     event.events = EPOLLIN | EPOLLOUT;
@@ -241,6 +228,8 @@ class Loadgen {
       if (error != 0) return gone(index, std::strerror(error));
       participant.open();
       counts_.connected++, counts_.open++;
+      participant.opened_at = participant.heard_at = Clock::now();
+      if (options_.ping_seconds > 0) at(participant.heard_at + seconds(options_.ping_seconds), Timer::kPing, index);
       if (stopping_ && options_.leave) participant.leave();
     }
     if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
@@ -250,11 +239,18 @@ class Loadgen {
       if (size < 0 && errno != EAGAIN) return gone(index, std::strerror(errno));
       if (size > 0) {
         counts_.bytes_in += uint64_t(size);
+        const uint64_t pinged = participant.connection->pinged();
+        if (options_.ping_seconds > 0) participant.heard_at = Clock::now();
         participant.connection->receive(buffer_, size_t(size));
+        counts_.pinged += participant.connection->pinged() - pinged;
         const uint64_t messages = std::exchange(participant.messages, 0);
         counts_.received += messages;
         if (rounds_) rounds_->received(messages);
         counts_.cancelled += std::exchange(participant.cancelled, 0);
+        if (const uint64_t told = std::exchange(participant.told, 0)) {
+          counts_.told += told;
+          at(Clock::now() + seconds(comeback::kPatience), Timer::kEndNow, index);
+        }
         if (participant.connection->over()) return gone(index, participant.end_reason);
         if (participant.answer && !participant.thinking) answer(index);
       }
@@ -306,6 +302,36 @@ class Loadgen {
     }
   }
 
+  // Nothing was heard of the server for long enough, or there might have been: asks, or gives it up.
+  void keep_alive(uint32_t index, Time now) {
+    Participant& participant = participants_[index];
+    const Clock::duration limit = seconds(options_.ping_seconds);
+    if (participant.pinged_at > participant.heard_at) return gone(index, "the server doesn't answer pings");
+    if (now - participant.heard_at < limit) return at(participant.heard_at + limit, Timer::kPing, index);
+    participant.pinged_at = now;
+    participant.connection->ping();
+    counts_.pings++;
+    at(now + limit / 2, Timer::kPing, index);
+    flush(index);
+  }
+
+  // After how many seconds one comes back whose stream is over; nothing: never.
+  std::optional<double> comes_back(Participant& participant, bool was_open, const std::string& why) {
+    const double random = std::uniform_real_distribution<>()(random_);
+    if (was_open && participant.leaving) {
+      if (participant.reconnect_after < 0) return std::nullopt;
+      return participant.reconnect_after > 0 ? participant.reconnect_after : comeback::Backoff().next(random);
+    }
+    if (!options_.reconnect) {
+      if (options_.reconnect_seconds < 0) return std::nullopt;
+      return options_.reconnect_seconds;
+    }
+    if (comeback::is_final(why)) return std::nullopt;
+    const bool lasted = Clock::now() - participant.opened_at >= seconds(comeback::kLasted);
+    if (was_open && (lasted || participant.brought_message)) participant.backoff.reset();
+    return participant.backoff.next(random);
+  }
+
   // The participant's connection is over, for whatever reason.
   void gone(uint32_t index, const std::string& why) {
     Participant& participant = participants_[index];
@@ -314,18 +340,18 @@ class Loadgen {
     const bool was_open = participant.state == Participant::State::kOpen;
     participant.state = Participant::State::kAbsent;
     counts_.open -= was_open;
-    double back = options_.reconnect_seconds;
-    if (was_open && participant.leaving) {
+    if (was_open && participant.leaving)
       counts_.left++;
-      back = participant.reconnect_after;
-    } else {
-      counts_.lost++;
-      const std::string reason = why.empty() ? "grpc-status 0 or unreadable" : why;
-      if (counts_.ends.size() < 16 || counts_.ends.count(reason)) counts_.ends[reason]++;
+    else
+      counts_.ended_badly(why);
+    if (stopping_) return;
+    const std::optional<double> back = comes_back(participant, was_open, why);
+    if (!back) {
+      counts_.given_up++;
+      return;
     }
-    if (back < 0 || stopping_) return;
-    counts_.reconnects++;
-    at(Clock::now() + seconds(back), Timer::kConnect, index);
+    counts_.reconnects++, counts_.waiting++;
+    at(Clock::now() + seconds(*back), Timer::kConnect, index);
   }
 
   const Options& options_;
@@ -336,7 +362,7 @@ class Loadgen {
   Time started_, grace_;
   std::deque<Participant> participants_;
   std::priority_queue<Timer> timers_;
-  std::mt19937 random_{1};
+  std::mt19937 random_;
   Counts counts_;
   std::optional<Rounds> rounds_;
   char buffer_[256 * 1024];

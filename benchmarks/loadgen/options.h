@@ -20,7 +20,9 @@ struct Options {
   uint32_t participants = 1;
   uint32_t source_addresses = 0;
   double think_seconds = 0, connect_rate = 0, duration = 0, reconnect_seconds = -1;
-  bool think_exponential = false, leave = false, round_times = false, verbose = false;
+  double ping_seconds = 0;
+  uint32_t seed = 1;
+  bool think_exponential = false, leave = false, reconnect = false, round_times = false, verbose = false;
 };
 
 inline const char kUsage[] = R"(usage: loadgen --port PORT [options]
@@ -37,7 +39,11 @@ inline const char kUsage[] = R"(usage: loadgen --port PORT [options]
   --think-ms MS           answer so much later (0)
   --think-exponential     ... on average, exponentially distributed
   --connect-rate RATE     connections per second; 0: all at once (0)
-  --reconnect-ms MS       a lost participant comes back after so long; without it, never
+  --reconnect             come back whenever a stream ends, after a random time (PROTOCOL.md, A.10)
+  --reconnect-ms MS       ... always after so long instead; with neither, only those that were told to
+  --ping-seconds S        ping the server after so long without a word of it, and take it for dead after half of
+                          that again; 0: never (0)
+  --seed N                of all random times (1)
   --duration SECONDS      how long; 0: until SIGTERM or SIGINT (0)
   --leave                 at the end, send a leave and wait for the server's trailers (at most 5 s)
   --source-addresses K    connect from 127.0.0.1 ... 127.0.0.K, each with ports of its own
@@ -53,7 +59,7 @@ inline void read_options(int argc, char** argv, Options& options, Script& script
     std::fprintf(stderr, "loadgen: %s\n%s", why.c_str(), kUsage);
     std::exit(2);
   };
-  double port = 0, participants = 1, answer_size = 100, tensor_bytes = -1, think_ms = 0, reconnect_ms = -1;
+  double port = 0, participants = 1, answer_size = 100, tensor_bytes = -1, think_ms = 0, reconnect_ms = -1, seed = 1;
   double whole_size = double(script.sizes.whole), chunk_size = double(script.sizes.chunk);
   double window = double(script.window), sources = 0;
   bool flower = false;
@@ -61,13 +67,15 @@ inline void read_options(int argc, char** argv, Options& options, Script& script
       {"--port", &port}, {"--participants", &participants}, {"--answer-size", &answer_size},
       {"--tensor-bytes", &tensor_bytes}, {"--think-ms", &think_ms}, {"--reconnect-ms", &reconnect_ms},
       {"--source-addresses", &sources}, {"--whole-size", &whole_size}, {"--chunk-size", &chunk_size},
-      {"--window", &window}, {"--connect-rate", &options.connect_rate}, {"--duration", &options.duration}};
+      {"--ping-seconds", &options.ping_seconds}, {"--seed", &seed}, {"--window", &window},
+      {"--connect-rate", &options.connect_rate}, {"--duration", &options.duration}};
   const std::map<std::string, std::string*> texts = {
       {"--host", &options.host}, {"--id-prefix", &script.id_prefix}, {"--path", &script.path}};
   const std::map<std::string, bool*> flags = {
       {"--echo", &script.echo}, {"--flower", &flower}, {"--accept-cancel", &script.accept_cancel},
       {"--think-exponential", &options.think_exponential}, {"--leave", &options.leave},
-      {"--round-times", &options.round_times}, {"--verbose", &options.verbose}};
+      {"--reconnect", &options.reconnect}, {"--round-times", &options.round_times},
+      {"--verbose", &options.verbose}};
   for (int i = 1; i < argc; i++) {
     const std::string name = argv[i];
     if (name == "--help") {
@@ -96,6 +104,8 @@ inline void read_options(int argc, char** argv, Options& options, Script& script
   if (window < 65535 || window > 0x7FFFFFFF) refuse("--window must be 65535 to 2147483647");
   if (answer_size > 2e9 || tensor_bytes > 2e9) refuse("no message may be larger than 2 GB");
   if (tensor_bytes >= 0 && size_t(tensor_bytes) % 4) refuse("--tensor-bytes must be a multiple of 4");
+  if (options.reconnect && (flower || reconnect_ms >= 0))
+    refuse("--reconnect goes with neither --flower nor --reconnect-ms");
   if (script.echo && (flower || tensor_bytes >= 0)) refuse("--echo goes with neither --flower nor --tensor-bytes");
   if (flower && (!script.id_prefix.empty() || script.accept_cancel))
     refuse("Flower's clients have no ids and know no cancel");
@@ -103,6 +113,7 @@ inline void read_options(int argc, char** argv, Options& options, Script& script
   options.participants = uint32_t(participants);
   options.source_addresses = uint32_t(sources);
   options.think_seconds = think_ms / 1000;
+  options.seed = uint32_t(seed);
   options.reconnect_seconds = reconnect_ms < 0 ? -1 : reconnect_ms / 1000;
   script.sizes = {size_t(whole_size), size_t(chunk_size)};
   script.window = uint32_t(window);

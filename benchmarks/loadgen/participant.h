@@ -8,11 +8,13 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
 
+#include "comeback.h"
 #include "flower.h"
 #include "http2.h"
 #include "wire.h"
@@ -40,6 +42,7 @@ class Participant final : http2::Listener {
     have_ = 0;
     assembled_.clear(), assembled_size_ = total_size_ = 0;
     answer = nullptr, leaving = hang_up = thinking = false, end_reason.clear(), reconnect_after = -1;
+    brought_message = false;
     if (script_.flower) return;  // its server speaks first
     std::string first;
     if (!script_.id_prefix.empty()) first = wire::hello(id(), script_.accept_cancel);
@@ -70,12 +73,18 @@ class Participant final : http2::Listener {
   bool wants_to_write = false;  // what epoll has been told
   uint32_t generation = 0;      // +1 per connection and per cancel, so that timers from before it are known
   wire::Bytes answer;           // due, once the participant has thought
+  uint32_t connections = 0;     // so far, this one included
+  std::chrono::steady_clock::time_point opened_at, heard_at, pinged_at;
   bool thinking = false;        // a timer will send it
   uint64_t messages = 0;        // whole messages received since the caller last set it to 0
   uint64_t cancelled = 0;       // instructions answered with CANCELLED since then
   bool leaving = false;
   bool hang_up = false;         // once everything is sent, the connection is to be closed from this side
   double reconnect_after = -1;  // seconds, when the server has told it to come back
+  std::string come_back_to;     // the address, if it was told one
+  uint64_t told = 0;            // Reconnects since the caller last set it to 0
+  bool brought_message = false;  // the stream has
+  comeback::Backoff backoff;
   std::string end_reason;       // why the stream ended; empty for a status of 0
 
  private:
@@ -118,15 +127,14 @@ class Participant final : http2::Listener {
   }
 
   void grpc_message() {
+    brought_message = true;
     if (script_.flower) return flower_message(flower::ServerMessage(body_, size_));
     const wire::ServerMessage message(body_, size_);
     switch (message.kind) {
       case wire::Kind::kChunk:
         return chunk(wire::Chunk(message));
       case wire::Kind::kReconnect:  // has no answer
-        messages++;
-        reconnect_after = wire::delay_of_reconnect(message);
-        return leave();
+        return reconnect(wire::Reconnect(message));
       case wire::Kind::kCancel:
         return cancel();
       default:
@@ -172,6 +180,15 @@ class Participant final : http2::Listener {
     send_answer();
   }
 
+  void reconnect(const wire::Reconnect& wanted) {
+    messages++, told++;
+    come_back_to = wanted.address;
+    backoff.reset();
+    const double delay = wanted.delay_seconds;
+    reconnect_after = std::isfinite(delay) && delay > 0 ? delay : 0;
+    leave();
+  }
+
   void flower_message(const flower::ServerMessage& message) {
     due((*script_.flower)[message.kind]);
     if (message.kind != flower::kReconnect) return;
@@ -180,7 +197,7 @@ class Participant final : http2::Listener {
     leave();
   }
 
-  static constexpr size_t kHead = 40;  // three tags and three varints fit in
+  static constexpr size_t kHead = 96;  // three tags and three varints fit in, or a Reconnect with an address
 
   const Script& script_;
   const uint32_t number_;

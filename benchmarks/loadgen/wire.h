@@ -248,13 +248,20 @@ inline std::string_view payload_of_instruction(const ServerMessage& message) {
   return payload;
 }
 
-inline double delay_of_reconnect(const ServerMessage& message) {
-  Fields fields(message.content, message.content_size);
-  double delay = 0;
-  while (fields.next())
-    if (fields.tag == tag(1, 1) && fields.content().size() == 8)
-      std::memcpy(&delay, fields.content().data(), 8);  // little-endian on the wire and here
-  return delay;
-}
+// How long to wait before coming back, and to where. An address that isn't known to its end is left out.
+struct Reconnect {
+  explicit Reconnect(const ServerMessage& message) {
+    Fields fields(message.content, message.content_size);
+    while (fields.next()) {
+      const std::string_view content = fields.content();
+      if (fields.tag == tag(1, 1) && content.size() == 8)
+        std::memcpy(&delay_seconds, content.data(), 8);  // little-endian on the wire and here
+      if (fields.tag == tag(2) && content.size() == fields.number) address = content;
+    }
+  }
+
+  double delay_seconds = 0;
+  std::string_view address;
+};
 
 }  // namespace wire

@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from coordinator import cli
+from coordinator import cli, remote
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
 from manager.errors import StartError
 from manager.listen import CAN_SHARE_PORT, Address
@@ -151,8 +151,8 @@ def test_the_other_commands_are_as_strict(arguments: list[str]) -> None:
 
 
 def test_a_condition_may_have_an_equals_sign_in_its_value() -> None:
-    assert cli.Pairs().convert("a=b=c", None, None) == ("a", "b=c")
-    assert cli.Pairs().convert("a=", None, None) == ("a", "")
+    assert remote.Pairs().convert("a=b=c", None, None) == ("a", "b=c")
+    assert remote.Pairs().convert("a=", None, None) == ("a", "")
 
 
 # Variables
@@ -223,7 +223,7 @@ def test_an_unknown_setting_is_named_with_those_there_are(started: Started, conf
     config.write_text("wrokers = 5\nworkers = 5")
     line = started.refuse(f"--config={config}")
     assert "unknown setting wrokers" in line
-    assert "run_dir, share_port, workers" in line
+    assert "share_port, upload_disk, upload_memory, workers" in line
 
 
 @pytest.mark.parametrize(

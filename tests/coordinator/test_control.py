@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.control import CONTROL_VERSION, Attachment
+from coordinator.attachment import CONTROL_VERSION, Attachment
 from coordinator.passing import Outgoing
 from coordinator.workers import _spare_descriptors
 from coordinator.writer import MAX_BATCH_BYTES, BatchWriter

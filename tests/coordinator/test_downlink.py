@@ -42,8 +42,8 @@ def make_hello(*, handshake: int = 1, incarnation: int = 1, version: int = LINK_
     return link_pb2.Hello(version=version, incarnation=incarnation, handshake=handshake)
 
 
-def up(**body: object) -> link_pb2.Upward:
-    return link_pb2.Upward(**body)  # type: ignore[arg-type] # one body, by its name
+def up(*, handshake: int = 1, **body: object) -> link_pb2.Upward:
+    return link_pb2.Upward(handshake=handshake, **body)  # type: ignore[arg-type] # one body, by its name
 
 
 def sent(downlink: Downlink) -> list[link_pb2.Downward]:
@@ -111,7 +111,9 @@ def test_a_new_hello_begins_anew() -> None:
     assert downlink.received(up(sequence=1, report=link_pb2.Report()), 0.1) == [Reported(link_pb2.Report())]
     second = make_hello(handshake=2)
     assert downlink.received(up(hello=second), 1.0) == [Greeted(second)]
-    assert downlink.received(up(sequence=1, report=link_pb2.Report()), 1.1) == [Reported(link_pb2.Report())]
+    assert downlink.received(up(sequence=1, report=link_pb2.Report()), 1.1) == [], "it is of the first one"
+    message = up(handshake=2, sequence=1, report=link_pb2.Report())
+    assert downlink.received(message, 1.1) == [Reported(link_pb2.Report())]
     downlink.orders(link_pb2.Orders(end_sessions=[6]), [])
     assert [message.sequence for message in sent(downlink)] == [0, 1]
 
@@ -228,7 +230,7 @@ def test_a_report_can_be_acknowledged_at_once() -> None:
     downlink.received(up(sequence=1, report=link_pb2.Report()), 0.1)
     assert sent(downlink) == []
     downlink.acknowledge()
-    assert sent(downlink) == [link_pb2.Downward(epoch=7, acknowledged=1)]
+    assert sent(downlink) == [link_pb2.Downward(epoch=7, acknowledged=1, handshake=1)]
 
 
 # Silence

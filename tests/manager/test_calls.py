@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from manager.blobs import CAN_SHARE, Blob, Payload
+from manager.blobs import CAN_SHARE, Blob, Payload, view_of
 from manager.call import Answer, Call, OutcomeKind
 from manager.calls import CallTable
 from manager.members import Member
@@ -939,3 +939,153 @@ def test_short_calls_with_long_deadlines_do_not_pile_up() -> None:
         table.finished.clear()
     assert len(table._deadlines) < 100
     assert len(table) == 1
+
+
+# Moves
+
+
+def come_back(table: CallTable, member: Member, *, worker: int, session: int) -> None:
+    member.seat(make_member(session, worker=worker))
+    table.returned(member)
+
+
+def test_what_is_asked_of_a_moving_member_waits_until_it_is_back() -> None:
+    table, (member,) = CallTable(), make_members(1)
+    table.moved(member)
+    first, second = start(table, [member], [b"first"]), start(table, [member], [b"second"])
+    assert table.sends == []
+    come_back(table, member, worker=1, session=9)
+    ((sent_to, tag, payload),) = take_sends(table)
+    assert (sent_to, payload) == (member, b"first")
+    answer(table, member, tag, RESULT)
+    assert kinds(first) == [OutcomeKind.RESULT]
+    assert [payload for _, _, payload in take_sends(table)] == [b"second"]
+    assert kinds(second) == [None]
+
+
+def test_what_crossed_a_move_is_sent_again_before_what_waited() -> None:
+    table, (member,) = CallTable(), make_members(1)
+    crossing, waiting = start(table, [member], [b"crossing"]), start(table, [member], [b"waiting"])
+    ((_, old_tag, _),) = take_sends(table)
+    table.moved(member)
+    assert table.sends == []
+    assert kinds(crossing) == kinds(waiting) == [None]
+    come_back(table, member, worker=1, session=9)
+    ((_, tag, payload),) = take_sends(table)
+    assert payload == b"crossing"
+    assert tag != old_tag
+    answer(table, member, old_tag, RESULT)
+    assert table.late == 1, "nobody can answer the instruction that was never given"
+    assert kinds(crossing) == [None]
+
+
+def test_what_crossed_and_was_given_up_is_not_sent_again() -> None:
+    table, (member,) = CallTable(), make_members(1)
+    call = start(table, [member])
+    table.give_up(call, OutcomeKind.CANCELLED)
+    table.sends.clear()
+    table.moved(member)
+    come_back(table, member, worker=1, session=9)
+    assert table.sends == []
+    assert not member.busy
+
+
+def test_a_call_to_a_moving_member_can_be_given_up_or_time_out() -> None:
+    table, (member,) = CallTable(), make_members(1, accepts_cancel=True)
+    crossing, waiting = start(table, [member]), start(table, [member], deadline=5.0)
+    table.sends.clear()
+    table.moved(member)
+    table.give_up(crossing, OutcomeKind.CANCELLED)
+    table.expire(5.0)
+    assert kinds(crossing) == [OutcomeKind.CANCELLED]
+    assert kinds(waiting) == [OutcomeKind.TIMED_OUT]
+    come_back(table, member, worker=1, session=9)
+    assert table.sends == []
+    assert table.cancels == [], "it is told to cancel what it never got"
+
+
+def test_a_member_that_does_not_come_back_loses_what_waited_for_it() -> None:
+    table, (member,) = CallTable(), make_members(1)
+    crossing, waiting = start(table, [member]), start(table, [member])
+    table.moved(member)
+    member.gone = True
+    table.lost(member)
+    assert kinds(crossing) == kinds(waiting) == [OutcomeKind.LOST]
+    assert not member.busy
+
+
+def test_who_comes_back_at_work_on_something_else_gets_nothing_until_that_is_done() -> None:
+    table, (member,) = CallTable(), make_members(1)
+    table.moved(member)
+    call = start(table, [member])
+    member.seat(make_member(9, worker=1))
+    table.returned(member, 77)
+    assert table.sends == []
+    answer(table, member, 77, RESULT)
+    assert table.late == 1
+    assert kinds(call) == [None]
+    assert [sent_to for sent_to, _, _ in take_sends(table)] == [member]
+
+
+def test_a_reducing_call_that_ends_while_its_instruction_crosses_ends_for_the_moved_member_too() -> None:
+    table, members = CallTable(), make_members(2)
+    call = reduce(table, members)
+    fold(table, call, members[0])
+    table.give_up(call, OutcomeKind.TIMED_OUT)
+    table.moved(members[1])
+    assert kinds(call) == [None, OutcomeKind.TIMED_OUT]
+    assert not members[1].queue
+
+
+def test_all_who_answered_are_found_on_the_worker_to_which_they_have_moved() -> None:
+    """The worker says "all of this broadcast", of a member that the call's roster has on another worker."""
+    table, (stays, moves) = CallTable(), make_members(2)
+    call = reduce(table, [stays, moves])
+    assert cast(Roster, call.members).shares.keys() == {0}, "worked out when the broadcast is sent"
+    table.sends.clear()
+    table.moved(moves)
+    come_back(table, moves, worker=1, session=9)
+    ((_, tag, _),) = take_sends(table)
+    waiting = start(table, [moves], [b"next"])
+    table.folded(1, Folded(call.id, 1, [], 10, tag), {9: moves})
+    assert [payload for _, _, payload in take_sends(table)] == [b"next"]
+    table.partial(1, Partial(call.id, 1, [Group(SCHEMA, [], b"one")], closed=False))
+    table.folded(0, Folded(call.id, 1, [stays.session], 10, 0), {stays.session: stays})
+    table.partial(0, Partial(call.id, 1, [Group(SCHEMA, [], b"the other")], closed=False))
+    assert kinds(call) == [OutcomeKind.RESULT] * 2
+    assert sorted(bytes(view_of(state)) for state in call.states) == [b"one", b"the other"]
+    assert kinds(waiting) == [None]
+
+
+def test_a_partial_names_who_has_moved_since_by_its_old_session() -> None:
+    table, (moves, *others) = CallTable(), make_members(3)
+    call = reduce(table, [moves, *others])
+    there = {member.session: member for member in others}
+    old = moves.session
+    table.folded(0, Folded(call.id, 1, [old], 10, 0), {old: moves, **there})
+    for worker, session in ((1, 9), (0, 10), (1, 11)):  # there and back again
+        table.moved(moves)
+        come_back(table, moves, worker=worker, session=session)
+    table.folded(0, Folded(call.id, 1, list(there), 10, 0), there)
+    groups = [Group(SCHEMA, [], b"of the others"), Group(OTHER_SCHEMA, [old], b"of who moved")]
+    table.partial(0, Partial(call.id, 1, groups, closed=False))
+    assert call.states == [b"of the others"]
+    assert kinds(call) == [OutcomeKind.FAILURE, OutcomeKind.RESULT, OutcomeKind.RESULT]
+    assert table._sessions == {}, "something was kept of a finished call"
+
+
+def test_a_cohort_is_sent_to_where_its_members_are_now() -> None:
+    table, members = CallTable(), make_members(3)
+    roster = Roster(members)
+    before = start(table, roster)
+    assert set(cast(Roster, before.members).shares) == {0}
+    for member, tag, _ in take_sends(table):
+        answer(table, member, tag, RESULT)
+    table.moved(members[1])
+    come_back(table, members[1], worker=4, session=9)
+    after = start(table, roster)
+    assert cast(Roster, after.members).shares == {
+        0: ([0, 2], [members[0], members[2]]),
+        4: ([1], [members[1]]),
+    }
+    assert cast(Roster, before.members).shares.keys() == {0}, "a call keeps the roster that it began with"

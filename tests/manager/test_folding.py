@@ -54,6 +54,9 @@ class Sink:
     def partial(self, partial: Partial) -> None:
         self.told.append(partial)
 
+    def free(self, stream: Stream) -> None:
+        pass
+
     def ended_late(self, stream: Stream) -> None:
         self.told.append(Ended(stream.id))
 

@@ -23,7 +23,7 @@ class End:
 
     def __init__(self, make: Any, parse: Any, field: str) -> None:
         self.link: LinkEnd[Any, Any] = LinkEnd(make)
-        self.link.open(INTERVAL, 0.0)
+        self.link.open(1, INTERVAL, 0.0)
         self.parse = parse
         self.field = field
         self.wire: list[Frames] = []
@@ -220,7 +220,7 @@ def test_memory_that_is_shared_is_kept_until_it_is_acknowledged() -> None:
     assert unpack(frames[1:], report.payloads) == [b"small", shared]
     pair.tick(0.0)
     assert alive() is not None, "it may have to be sent again"
-    pair.manager.link.received(link_pb2.Downward(acknowledged=1), 0.0)
+    pair.manager.link.received(link_pb2.Downward(acknowledged=1, handshake=1), 0.0)
     assert alive() is None
 
 

@@ -352,3 +352,108 @@ def test_any_minimum_and_maximum_are_kept(there: int, minimum: int, extra: int) 
         assert granted == {}
     else:
         assert len(granted[1]) == min(there, minimum + extra)
+
+
+# Moves
+
+
+def test_who_moves_is_not_in_the_pool_but_still_known() -> None:
+    member, other = make_member(1, "a"), make_member(2, "b")
+    pool = make_pool(member, other)
+    pool.move(member, 15.0)
+    assert list(pool) == [other]
+    assert (len(pool), pool.moving) == (1, 1)
+    assert pool.get(member.key) is member
+    assert (pool.expects("a"), pool.expects("b"), pool.expects("c")) == (True, False, False)
+    assert pool.matching({}) == [other]
+    assert not member.gone
+
+
+def test_who_moves_is_granted_to_nobody_until_it_is_back() -> None:
+    member = make_member(1, "a")
+    pool = make_pool(member)
+    pool.move(member, 15.0)
+    assert ask(pool, make_request(1, 1), make_lease(2, 1)) == {}
+    assert pool.back(make_member(2, "a", worker=3)) is member
+    assert [grant.members for grant in pool.serve()] == [[member], [member]]
+
+
+def test_it_is_the_same_member_in_another_seat() -> None:
+    member = make_member(1, "a", where=EU)
+    pool = make_pool(member)
+    pool.move(member, 15.0)
+    newcomer = make_member(2, "a", where=US, worker=3, accepts_cancel=True)
+    assert pool.back(newcomer) is member
+    assert (member.key, member.worker, member.session) == (1, 3, newcomer.session)
+    assert (member.attributes, member.accepts_cancel) == (US, True)
+    assert list(pool) == [member]
+    assert pool.get(2) is None, "the newcomer itself is nobody"
+    assert pool.moving == 0
+    assert not pool.expects("a")
+    assert pool.next_deadline is None
+
+
+def test_a_newcomer_whom_nobody_expects_is_not_back() -> None:
+    pool = make_pool(make_member(1, "a"))
+    assert pool.back(make_member(2, "a")) is None
+    assert pool.back(make_member(3, "b")) is None
+
+
+def test_it_comes_back_once() -> None:
+    member = make_member(1, "a")
+    pool = make_pool(member)
+    pool.move(member, 15.0)
+    assert pool.back(make_member(2, "a")) is member
+    second = make_member(3, "a")
+    assert pool.back(second) is None
+    assert pool.join(second) is member, "the newest session of an id wins"
+
+
+def test_who_is_not_back_in_time_is_missing_and_must_leave() -> None:
+    early, late = make_member(1, "a"), make_member(2, "b")
+    pool = make_pool(early, late)
+    pool.move(early, 15.0)
+    pool.move(late, 16.0)
+    assert pool.next_deadline == 15.0
+    assert pool.missing(14.9) == []
+    assert pool.missing(15.0) == [early]
+    pool.leave(early)
+    assert early.gone
+    assert pool.get(early.key) is None
+    assert not pool.expects("a")
+    assert pool.next_deadline == 16.0
+    assert pool.missing(math.inf) == [late]
+
+
+def test_a_lease_goes_on_while_one_of_its_members_moves() -> None:
+    member, other = make_member(1, "a"), make_member(2, "b")
+    pool = make_pool(member, other)
+    assert set(ask(pool, make_lease(1, 2))[1]) == {member, other}
+    pool.move(member, 15.0)
+    assert pool.leased == 2
+    assert pool.back(make_member(3, "a")) is member
+    assert ask(pool, make_lease(2, 1)) == {}, "it is still leased"
+    pool.release(1)
+    assert [grant.members for grant in pool.serve()] in ([[member]], [[other]])
+
+
+def test_a_lease_that_ends_while_its_member_moves_is_over_when_that_is_back() -> None:
+    member = make_member(1, "a")
+    pool = make_pool(member)
+    ask(pool, make_lease(1, 1))
+    pool.move(member, 15.0)
+    pool.release(1)
+    assert pool.leased == 0
+    pool.back(make_member(2, "a"))
+    assert ask(pool, make_lease(2, 1)) == {2: [member]}
+
+
+def test_a_lease_goes_on_without_who_does_not_come_back() -> None:
+    member, other = make_member(1, "a"), make_member(2, "b")
+    pool = make_pool(member, other)
+    ask(pool, make_lease(1, 2))
+    pool.move(member, 15.0)
+    pool.leave(member)
+    assert pool.leased == 1
+    assert member.lease is None
+    assert other.lease == 1

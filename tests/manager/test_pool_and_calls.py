@@ -1,14 +1,16 @@
 """The promises of DESIGN over any sequence of events: one outcome each, one lease each, callers in order.
 
 The machine plays the dispatcher and all participants. What it knows by itself (who works on what, who has
-leased whom) is compared with the pool and the table of calls after every step.
+leased whom, who is on the way to another worker) is compared with the pool and the table of calls after every
+step.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -17,9 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from manager.blobs import view_of
 from manager.call import Answer, Call, OutcomeKind
 from manager.calls import CallTable
-from manager.members import Member
+from manager.members import MOVING, Member
 from manager.pool import Pool, Request
 from manager.roster import Roster
+from protos import stream_pb2
 from protos.envelope import Kind
 from tests.manager.support import make_member
 
@@ -28,6 +31,12 @@ WHERE: list[dict[str, str]] = [{}, {"region": "eu"}, {"region": "us"}, {"region"
 TIMEOUTS = st.none() | st.integers(0, 6).map(float)
 KINDS = st.sampled_from([Kind.RESULT, Kind.RESULT, Kind.FAILURE, None])
 GIVEN_UP = st.sampled_from([OutcomeKind.TIMED_OUT, OutcomeKind.CANCELLED])
+
+MAX_QUEUE = 3
+"""Instructions that may wait for a participant here."""
+
+RETURN_TIME = 5.0
+"""Seconds in which a participant that was moved is expected back here."""
 
 
 def answer_to(payload: bytes, kind: Kind = Kind.RESULT) -> bytes:
@@ -42,6 +51,8 @@ def matches(member: Member, where: Mapping[str, str]) -> bool:
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
+        self.patch = mock.patch("manager.assignments.MAX_QUEUE", MAX_QUEUE)
+        self.patch.start()
         self.pool = Pool(random.Random(0))
         self.table = CallTable(first_tag=1_000)
         self.now = 0.0
@@ -51,12 +62,15 @@ class Machine(RuleBasedStateMachine):
         self.members: list[Member] = []  # all that ever were
         self.pooled: list[Member] = []
         self.replaced: list[Member] = []  # out of the pool, but their worker has not said yet that they ended
+        self.moving: dict[Member, float] = {}  # told to reconnect; until when they are expected
         self.working: dict[Member, tuple[int, bytes]] = {}  # tag, payload
         self.tags: set[int] = set()
         self.answered_in_this_turn: set[tuple[Member, int]] = set()
         self.waiting: dict[int, Request] = {}
         self.leases: dict[int, set[Member]] = {}
         self.calls: list[Call] = []
+        self.rosters: list[Roster] = []
+        self.refused: set[tuple[int, int]] = set()  # by call and index: too many waited already
         self.deadlines: dict[int, float] = {}  # by call
         self.finished: list[Call] = []
         self.streamed: list[tuple[int, int]] = []
@@ -79,6 +93,7 @@ class Machine(RuleBasedStateMachine):
                     continue  # it left in the same turn: nobody to send it to, and its outcome is LOST
                 assert member in self.pooled or member in self.replaced
                 assert member not in self.working, "an instruction was sent to a member that is busy"
+                assert member not in self.moving
                 self.working[member] = (tag, bytes(view_of(payload)))
         cancels, table.cancels = table.cancels, []
         for member, tag in cancels:
@@ -104,7 +119,7 @@ class Machine(RuleBasedStateMachine):
             assert len(set(members)) == len(members) >= request.minimum
             assert request.maximum is None or len(members) <= request.maximum
             for member in members:
-                assert member in self.pooled
+                assert member in self.pooled, "who isn't there was given to somebody"
                 assert matches(member, request.where)
                 assert free[member], "a leased member was given to somebody else"
                 assert not request.exclusive or member not in self.working, "a busy member was leased"
@@ -145,12 +160,13 @@ class Machine(RuleBasedStateMachine):
 
     def leave_pool(self, member: Member) -> None:
         self.pool.leave(member)
-        self.pooled.remove(member)
+        if self.moving.pop(member, None) is None:
+            self.pooled.remove(member)
         for leased in self.leases.values():
             leased.discard(member)
 
     def end(self, member: Member) -> None:
-        """Its worker says that its session has ended."""
+        """Its worker says that its session has ended; or it has not come back."""
         if member in self.replaced:
             self.replaced.remove(member)
         else:
@@ -181,7 +197,30 @@ class Machine(RuleBasedStateMachine):
     )
     def join(self, id: str, where: dict[str, str], accepts_cancel: bool, worker: int) -> None:
         self.keys += 1
-        member = make_member(self.keys, id, where=where, accepts_cancel=accepts_cancel, worker=worker)
+        newcomer = make_member(self.keys, id, where=where, accepts_cancel=accepts_cancel, worker=worker)
+        expected = [other for other in self.moving if other.participant_id == newcomer.participant_id]
+        assert self.pool.expects(newcomer.participant_id) == bool(expected)
+        before = self.outcomes()
+        member = self.pool.back(newcomer)
+        assert member is (expected[0] if expected else None)
+        if member is not None:
+            self.be_back(member, newcomer)
+            assert self.outcomes() == before, "somebody's return ended something"
+        else:
+            self.be_new(newcomer)
+        self.carry_out()
+
+    def be_back(self, member: Member, newcomer: Member) -> None:
+        del self.moving[member]
+        self.pooled.append(member)
+        assert (member.worker, member.session) == (newcomer.worker, newcomer.session)
+        assert (member.attributes, member.accepts_cancel) == (newcomer.attributes, newcomer.accepts_cancel)
+        waiting = list(member.queue or ())
+        self.table.returned(member)
+        assert [send.members for send in self.table.sends] == ([(member,)] if waiting else [])
+        assert [*([(member.call, member.index)] if member.call else []), *(member.queue or ())] == waiting
+
+    def be_new(self, member: Member) -> None:
         older = [other for other in self.pooled if other.participant_id == member.participant_id]
         replaced = self.pool.join(member)
         assert replaced is (older[0] if older else None)
@@ -192,6 +231,59 @@ class Machine(RuleBasedStateMachine):
             self.leave_pool(replaced)
             self.replaced.append(replaced)  # its answer may be on its way
             assert (replaced.tag, replaced.call, list(replaced.queue or ())) == before
+
+    def outcomes(self) -> list[list[Answer | None]]:
+        return [list(call.outcomes) for call in self.calls]
+
+    # Moves
+
+    @precondition(lambda self: any(member not in self.working for member in self.pooled))
+    @rule(data=st.data())
+    def move(self, data: st.DataObject) -> None:
+        """An idle participant is told to reconnect."""
+        self.tell_to_reconnect(self.pick(data, [m for m in self.pooled if m not in self.working]))
+
+    @precondition(lambda self: self.working)
+    @rule(data=st.data())
+    def move_while_an_instruction_crosses(self, data: st.DataObject) -> None:
+        """Its worker has told it to reconnect before the instruction came, which it therefore never got."""
+        member = self.pick(data, list(self.working))
+        del self.working[member]
+        self.tell_to_reconnect(member)
+
+    def tell_to_reconnect(self, member: Member) -> None:
+        if member in self.replaced:
+            self.end(member)
+        else:
+            before = self.outcomes()
+            crossed = [(member.call, member.index)] if member.call else []
+            waiting = [*crossed, *(member.queue or ())]
+            self.moving[member] = self.now + RETURN_TIME
+            self.pooled.remove(member)
+            self.pool.move(member, self.moving[member])
+            self.table.moved(member)
+            assert list(member.queue or ()) == waiting, "what crossed comes first, and all is in order"
+            assert self.outcomes() == before, "somebody's move ended something"
+        self.carry_out()
+
+    @precondition(lambda self: self.moving)
+    @rule(
+        data=st.data(), where=st.sampled_from(WHERE), accepts_cancel=st.booleans(), worker=st.integers(0, 2)
+    )
+    def come_back(
+        self, data: st.DataObject, where: dict[str, str], accepts_cancel: bool, worker: int
+    ) -> None:
+        id = self.pick(data, list(self.moving)).participant_id
+        self.join(id, where, accepts_cancel, worker)
+
+    @precondition(lambda self: self.moving)
+    @rule()
+    def expect_nobody_back(self) -> None:
+        """As when the coordinator drains."""
+        missing = self.pool.missing(float("inf"))
+        assert missing == list(self.moving)
+        for member in missing:
+            self.end(member)
         self.carry_out()
 
     @precondition(lambda self: self.there)
@@ -323,7 +415,7 @@ class Machine(RuleBasedStateMachine):
         quorum=st.none() | st.integers(1, 4),
         timeout=TIMEOUTS,
         stream=st.booleans(),
-        as_roster=st.booleans(),
+        as_roster=st.sampled_from(["none", "new", "used before"]),
     )
     def call(
         self,
@@ -332,31 +424,56 @@ class Machine(RuleBasedStateMachine):
         quorum: int | None,
         timeout: float | None,
         stream: bool,
-        as_roster: bool,
+        as_roster: str,
     ) -> None:
-        members = data.draw(st.lists(st.sampled_from(self.members), max_size=5))
+        members: Sequence[Member] = data.draw(st.lists(st.sampled_from(self.members), max_size=5))
+        if as_roster == "new":
+            self.rosters.append(Roster(members))
+        if as_roster != "none" and self.rosters:
+            members = self.rosters[-1] if as_roster == "new" else data.draw(st.sampled_from(self.rosters))
         idle = [member for member in members if not member.busy and not member.gone]
         number = len(self.calls)
         payloads = [b"%d" % number] if one_for_all else [b"%d.%d" % (number, i) for i in range(len(members))]
         deadline = None if timeout is None else self.now + timeout
         call = self.table.start(
-            Roster(members) if as_roster else members,
+            members,
             payloads,
             deadline=deadline,
             quorum=quorum,
             stream=stream,
         )
         self.calls.append(call)
-        assert list(call.members) == members
+        assert list(call.members) == list(members)
+        if isinstance(call.members, Roster) and one_for_all and len(members) > 1:
+            self.check_roster(call.members)
+        self.refused |= {
+            (call.id, index)
+            for index, outcome in enumerate(call.outcomes)
+            if outcome is not None and outcome[0] is OutcomeKind.FAILURE
+        }
+        for index, member in enumerate(members):
+            outcome = call.outcomes[index]
+            assert (outcome == (OutcomeKind.LOST, b"")) == member.gone
+            if (call.id, index) in self.refused:
+                assert len(member.queue or ()) >= MAX_QUEUE
+            else:
+                assert len(member.queue or ()) <= MAX_QUEUE + 1  # and one that crossed its move
         if one_for_all and len(members) > 1:
             assert len(self.table.sends) == bool(idle), "a broadcast is one send at most"
             for send in self.table.sends:
                 assert set(send.members) == set(idle)
-                assert (send.members is call.members) == (idle == members == list(dict.fromkeys(members)))
+                assert (send.members is call.members) == (idle == [*members] == [*dict.fromkeys(members)])
         if deadline is not None:
             self.deadlines[call.id] = deadline
         self.most_running = max(self.most_running, len(self.table))
         self.carry_out()
+
+    def check_roster(self, roster: Roster) -> None:
+        """Who is there must be found on the worker where it is, in a cohort that was used before, too."""
+        for index, member in enumerate(roster):
+            if member in self.pooled:
+                indices, members = roster.shares[member.worker]
+                assert members[indices.index(index)] is member
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), kind=GIVEN_UP)
@@ -371,6 +488,10 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, seconds: int) -> None:
         self.now += seconds
         self.table.expire(self.now)
+        missing = [member for member, until in self.moving.items() if until <= self.now]
+        assert self.pool.missing(self.now) == missing
+        for member in missing:
+            self.end(member)
         due = [r for r in self.waiting.values() if r.deadline is not None and r.deadline <= self.now]
         available = [self.available(request) for request in due]
         shortages = self.pool.expire(self.now)
@@ -408,6 +529,9 @@ class Machine(RuleBasedStateMachine):
                 payload = bytes(view_of(call.payloads[0 if len(call.payloads) == 1 else index]))
                 if kind is OutcomeKind.RESULT:
                     assert answer == answer_to(payload)
+                elif (call.id, index) in self.refused:
+                    message = stream_pb2.ParticipantMessage.FromString(bytes(view_of(answer)))
+                    assert message.failure.code == stream_pb2.Failure.RESOURCE_EXHAUSTED
                 elif kind is OutcomeKind.FAILURE:
                     assert answer == answer_to(payload, Kind.FAILURE)
                 else:
@@ -442,10 +566,16 @@ class Machine(RuleBasedStateMachine):
     def a_member_works_on_one_instruction_at_most(self) -> None:
         pending: set[tuple[int, int]] = set()
         for member in self.members:
-            assert member.busy == (member in self.working)
-            assert not member.busy or member.tag == self.working[member][0]
+            assert member.busy == (member in self.working or member in self.moving)
+            assert member.moving == (member in self.moving)
+            if member in self.moving:
+                assert member.tag == MOVING
+                assert member.call is None
+            elif member.busy:
+                assert member.tag == self.working[member][0]
             assert not member.queue or member.busy, "an idle member with instructions in line"
-            assert member in self.there or not member.busy, "one that has ended is at work"
+            there = member in self.there or member in self.moving
+            assert there or not member.busy, "one that has ended is at work"
             expected = [*([(member.call, member.index)] if member.call else []), *(member.queue or ())]
             for call, index in expected:
                 assert call.members[index] is member
@@ -467,8 +597,9 @@ class Machine(RuleBasedStateMachine):
         assert list(self.pool) == self.pooled
         assert len(self.pool) == len(self.pooled)
         assert self.pool.waiting == len(self.waiting)
+        assert self.pool.moving == len(self.moving)
         for member in self.members:
-            there = member in self.pooled
+            there = member in self.pooled or member in self.moving
             assert member.gone != there
             assert self.pool.get(member.key) is (member if there else None)
 
@@ -480,10 +611,11 @@ class Machine(RuleBasedStateMachine):
         assert self.table.next_deadline == min(running, default=None)
         assert len(self.table._deadlines) <= 65 + 2 * self.most_running
         waiting = [r.deadline for r in self.waiting.values() if r.deadline is not None]
-        assert self.pool.next_deadline == min(waiting, default=None)
+        assert self.pool.next_deadline == min([*waiting, *self.moving.values()], default=None)
 
     def teardown(self) -> None:
-        for member in self.there:
+        self.patch.stop()
+        for member in [*self.there, *self.moving]:
             self.end(member)
             self.carry_out()
         for id in range(self.request_ids + 1):
@@ -511,7 +643,7 @@ class Machine(RuleBasedStateMachine):
         assert self.table.next_deadline is None
         assert len(self.table._deadlines) == 0
         assert self.pool._leases == {}
-        assert self.pool._by_id == {}
+        assert [*self.pool._by_id, *self.pool._moving_by_id, *self.pool._moving] == []
 
 
 TestPoolAndCalls = Machine.TestCase

@@ -5,12 +5,17 @@ The machine plays what lies between: the coordinator's workers.py, the links (in
 late as they like), manager/worker.py around the real ``Folding``, whose event loop and thread it plays, too,
 and all participants. Each result has a power of two as its weight, so that the weight of an answer tells
 whose results are in it.
+
+Participants are told to reconnect whenever they aren't at work, and come back on any worker, as late as they
+like: the news of that may even be older than the news of their move.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import contextlib
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 from unittest import mock
@@ -26,10 +31,12 @@ from manager.blobs import Payload, view_of
 from manager.call import Answer, Call, OutcomeKind
 from manager.calls import CallTable
 from manager.folding import Folding
+from manager.incoming import checked
 from manager.members import Member
+from manager.pool import Pool
 from manager.reducers import decode, make_reducer
 from manager.reports import Reports
-from manager.servicer import checked
+from manager.roster import Roster
 from manager.shares import Folded, Group, Partial, Reduction
 from manager.stream import Stream
 from protos import link_pb2, stream_pb2
@@ -41,6 +48,9 @@ INLINE_SIZE = 100
 
 WIDE = 16
 """Elements of a tensor that is large here: in int64 more than INLINE_SIZE, in int8 less."""
+
+RETURN_TIME = 6.0
+"""Seconds in which a participant that was moved is expected back here."""
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -157,7 +167,8 @@ class Loop:
 class Device:
     """A participant and its stream: of a manager.stream.Stream what Folding and the worker use."""
 
-    id: int
+    id: int  # of the session: each incarnation of a worker counts from 1
+    participant: str
     accepts_cancel: bool
     tag: int = 0
     batch: Batch | None = None
@@ -166,7 +177,6 @@ class Device:
     busy: bool = False
     number: int = 0  # of the call that it works on
     since: int = 0  # in which turn of the worker's loop it was instructed
-    member: Member | None = None
 
     @property
     def stream(self) -> Stream:
@@ -179,9 +189,10 @@ class Orders:
     broadcasts: list[tuple[int, Payload, list[int], Call]] = field(default_factory=list)
     cancels: list[tuple[int, int]] = field(default_factory=list)
     closes: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.instructs or self.broadcasts or self.cancels or self.closes)
+        return bool(self.instructs or self.broadcasts or self.cancels or self.closes or self.ends)
 
 
 @dataclass
@@ -193,16 +204,22 @@ class Welcome:
     pass
 
 
+Given = Counter[tuple[Member, int]]
+"""How often each member's participant, on whatever worker, got the instruction of the call of this number."""
+
+
 class Worker:
     """One incarnation of a worker process, and its link. Does what manager/worker.py does."""
 
-    def __init__(self, index: int, welcomed: bool) -> None:
+    def __init__(self, index: int, welcomed: bool, given: Given) -> None:
         self.index = index
         self.loop = Loop()
         with mock.patch("asyncio.get_running_loop", return_value=self.loop):
             self.folding = Folding(self)
         self.reports = Reports()
         self.devices: dict[int, Device] = {}
+        self.sessions = 0
+        self.given = given
         self.welcomed = welcomed
         self.up: deque[tuple[link_pb2.Report, list[Payload]] | Hello] = deque()
         self.down: deque[Orders | Welcome] = deque()
@@ -215,10 +232,19 @@ class Worker:
 
     # From participants
 
-    def join(self, device: Device) -> None:
-        self.devices[device.id] = device
-        self.reports.joined(link_pb2.Join(session=device.id, accepts_cancel=device.accepts_cancel))
+    def join(self, participant: str, accepts_cancel: bool) -> None:
+        self.sessions += 1
+        device = self.devices[self.sessions] = Device(self.sessions, participant, accepts_cancel)
+        self.reports.joined(self.join_of(device))
         self._schedule_flush()
+
+    def join_of(self, device: Device, tag: int = 0) -> link_pb2.Join:
+        return link_pb2.Join(
+            session=device.id,
+            participant_id=device.participant,
+            accepts_cancel=device.accepts_cancel,
+            tag=tag,
+        )
 
     def answer(self, device: Device, answer: bytes, kind: Kind) -> None:
         assert device.busy
@@ -228,9 +254,14 @@ class Worker:
         else:
             self.folding.answered(device.stream, answer, kind)
 
-    def end(self, device: Device) -> None:
+    def move(self, device: Device) -> None:
+        """It is told to reconnect, and its session is over at once: what comes for it now is ignored."""
+        assert not device.busy
+        self.end(device, link_pb2.MOVED)
+
+    def end(self, device: Device, reason: link_pb2.EndReason.ValueType = link_pb2.LOST) -> None:
         del self.devices[device.id]
-        device.over = link_pb2.LOST
+        device.over = reason
         if self.folding.ended(device.stream):
             self.ended_late(device.stream)
 
@@ -247,6 +278,9 @@ class Worker:
     def partial(self, partial: Partial) -> None:
         self.reports.partial(partial)
         self._schedule_flush()
+
+    def free(self, stream: Stream) -> None:
+        pass
 
     def ended_late(self, stream: Stream) -> None:
         assert stream.over is not None
@@ -306,12 +340,18 @@ class Worker:
                 assert not device.busy or device.tag >= tag
         for call_id in orders.closes:
             self.folding.close(call_id)
+        for session in orders.ends:
+            if (device := self.devices.get(session)) is not None:
+                self.end(device)
 
     def _instruct(self, device: Device, tag: int, payload: Payload) -> None:
         assert not device.busy, "it was sent a second instruction while one is in flight"
         device.busy = True
         device.tag = tag
         device.number = int(bytes(view_of(payload)))
+        key = self.members[device.id], device.number
+        self.given[key] += 1
+        assert self.given[key] == 1, "it was given an instruction twice"
         device.since = self.loop.turns
 
 
@@ -321,11 +361,16 @@ class Machine(RuleBasedStateMachine):
         self.patch = mock.patch("manager.folding.INLINE_SIZE", INLINE_SIZE)
         self.patch.start()
         self.table = CallTable(first_tag=1_000)
+        self.pool = Pool(random.Random(0))
         self.workers: list[Worker] = []
-        self.swift = self.together = self.calm = False
+        self.swift = self.together = self.calm = self.mixed = False
         self.kind = "small"
         self.now = 0.0
         self.keys = 0
+        self.participants = 0
+        self.away: list[str] = []  # participants that have been told to reconnect, and haven't yet
+        self.rosters: list[Roster] = []
+        self.given: Given = Counter()
         # What must be so:
         self.members: list[Member] = []  # all that ever were
         self.calls: list[Call] = []
@@ -333,6 +378,10 @@ class Machine(RuleBasedStateMachine):
         self.given_up: dict[Call, set[OutcomeKind]] = {}
         self.sent: dict[tuple[int, int], str] = {}  # what kind of result, by call and index
         self.written: dict[tuple[int, int], Answer] = {}
+        self.excused: set[tuple[int, int]] = set()  # outcomes that are LOST for a reason
+        self.replaced: set[Member] = (
+            set()
+        )  # out of the pool, but their worker has not said yet that they ended
         self.settled: list[tuple[Call, int]] = []
         self.advanced: dict[Call, int] = {}
         self.finished: list[Call] = []
@@ -341,21 +390,23 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         workers=st.integers(2, 3),
-        there=st.integers(0, 3),
+        there=st.integers(0, 4),
         links=st.sampled_from(["slow", "swift", "together"]),
         calm=st.booleans(),
         kind=st.sampled_from(KINDS[:4]),
+        mixed=st.booleans(),
     )
-    def begin(self, workers: int, there: int, links: str, calm: bool, kind: str) -> None:
+    def begin(self, workers: int, there: int, links: str, calm: bool, kind: str, mixed: bool) -> None:
         """``there`` participants are at each worker. ``links``: whether messages take their time, or are
         there at once, or several events may even happen in one turn of an event loop. ``calm``: nobody
-        fails, ends or gives up. ``kind``: of most results.
+        fails, ends or gives up. ``kind``: of most results; with ``mixed`` every third has other tensors.
         """
         self.swift = links == "swift"
         self.together = links == "together"
         self.calm = calm
         self.kind = kind
-        self.workers = [Worker(index, welcomed=True) for index in range(workers)]
+        self.mixed = mixed
+        self.workers = [Worker(index, welcomed=True, given=self.given) for index in range(workers)]
         for worker in self.workers:
             for _ in range(there):
                 self.add(worker, accepts_cancel=False)
@@ -363,20 +414,30 @@ class Machine(RuleBasedStateMachine):
 
     # The coordinator: what workers.py does
 
-    def carry_out(self) -> None:
+    def carry_out(self, going: Member | None = None) -> None:
+        """``going`` has just left its worker, which ignores what is sent to it now."""
         table = self.table
         orders = [Orders() for _ in self.workers]
         sends, table.sends = table.sends, []
         for tag, payload, members, call, _ in sends:
+            for member in members:
+                assert not member.moving, "something was sent to a member that is moving"
+                there = self.workers[member.worker].members.get(member.session)
+                assert member.gone or member is going or there is member, (
+                    "something was sent where the member isn't"
+                )
             if len(members) == 1 and call is None:
                 orders[members[0].worker].instructs.append((members[0].session, tag, payload))
                 continue
-            for worker in self.workers:
-                sessions = [member.session for member in members if member.worker == worker.index]
-                if sessions and call is None:
-                    orders[worker.index].instructs += [(session, tag, payload) for session in sessions]
-                elif sessions and call is not None:
-                    orders[worker.index].broadcasts.append((tag, payload, sessions, call))
+            roster = members if isinstance(members, Roster) else Roster(members)
+            for index, (_, theirs) in roster.shares.items():
+                if index not in roster.prepared:
+                    roster.prepared[index] = [member.session for member in theirs]
+                sessions = roster.prepared[index]
+                if call is None:
+                    orders[index].instructs += [(session, tag, payload) for session in sessions]
+                else:
+                    orders[index].broadcasts.append((tag, payload, sessions, call))
         cancels, table.cancels = table.cancels, []
         for member, tag in cancels:
             assert member.accepts_cancel
@@ -401,7 +462,7 @@ class Machine(RuleBasedStateMachine):
     def report(self, worker: Worker, report: link_pb2.Report, payloads: list[Payload]) -> None:
         members = worker.members
         for join in report.joins:
-            self.join_pool(worker, worker.devices.get(join.session), join.session, join.accepts_cancel)
+            self.join_pool(worker, join)
         answers = list(
             zip(map(members.get, report.answer_sessions), report.answer_tags, payloads, strict=False)
         )
@@ -432,39 +493,87 @@ class Machine(RuleBasedStateMachine):
                 worker.index,
                 Partial(partial.batch, partial.part, groups, closed=partial.closed, error=partial.error),
             )
-        for session in report.end_sessions:
+        for session, reason in zip(report.end_sessions, report.end_reasons, strict=True):
             if session in members:
-                self.lose(members.pop(session))
+                member = members.pop(session)
+                self.moved(member) if reason == link_pb2.MOVED else self.lose(member)
 
-    def join_pool(self, worker: Worker, device: Device | None, session: int, accepts_cancel: bool) -> Member:
+    def join_pool(self, worker: Worker, join: link_pb2.Join) -> Member:
         self.keys += 1
-        member = Member(self.keys, f"p{self.keys}", {}, worker.index, session, accepts_cancel=accepts_cancel)
-        worker.members[session] = member
-        self.members.append(member)
-        if device is not None:
-            device.member = member
+        newcomer = Member(
+            self.keys, join.participant_id, {}, worker.index, join.session, accepts_cancel=join.accepts_cancel
+        )
+        member = self.pool.back(newcomer)
+        if member is not None:
+            self.table.returned(member, join.tag)
+        else:
+            member = newcomer
+            self.members.append(member)
+            replaced = self.pool.join(member)
+            if replaced is not None:
+                self.end_session(replaced)
+                self.pool.leave(replaced)
+                self.replaced.add(replaced)
+            if join.tag:
+                self.table.found(member, join.tag)
+        worker.members[join.session] = member
         return member
 
+    def end_session(self, member: Member) -> None:
+        worker = self.workers[member.worker]
+        if worker.open:
+            worker.down.append(Orders(ends=[member.session]))
+
+    def moved(self, member: Member) -> None:
+        if member.gone:  # it has been heard of again already
+            self.lose(member)
+            return
+        self.carry_out(going=member)
+        self.pool.move(member, self.now + RETURN_TIME)
+        self.table.moved(member)
+
     def lose(self, member: Member) -> None:
-        member.gone = True
-        self.table.lost(member)
+        self.pool.leave(member)
+        self.replaced.discard(member)
+        with self.excuse():
+            self.table.lost(member)
+
+    @contextlib.contextmanager
+    def excuse(self) -> Iterator[None]:
+        """Only here may somebody be lost."""
+        before = self.lost()
+        yield
+        self.excused |= self.lost() - before
+
+    def lost(self) -> set[tuple[int, int]]:
+        return {
+            (call.id, index)
+            for call in self.calls
+            for index, outcome in enumerate(call.outcomes)
+            if outcome is not None and outcome[0] is OutcomeKind.LOST
+        }
 
     def adopt(self, worker: Worker, hello: Hello) -> None:
         self.carry_out()
         worker.down.clear()  # it is deaf to what was sent before the welcome
         worker.open = True
         worker.down.append(Welcome())
-        self.table.worker_lost(worker.index)
+        with self.excuse():
+            self.table.worker_lost(worker.index)
         said = {device.id: (device, tag) for device, tag in hello.devices}
         for session, member in list(worker.members.items()):
             if session not in said:
                 del worker.members[session]
                 self.lose(member)
         for session, (device, tag) in said.items():
-            member = worker.members.get(session) or self.join_pool(
-                worker, device, session, device.accepts_cancel
-            )
-            self.table.found(member, tag)
+            if session in worker.members:
+                member = worker.members[session]
+                with self.excuse():
+                    self.table.found(member, tag)
+            else:
+                member = self.join_pool(worker, worker.join_of(device, tag))
+            if member.gone:
+                self.end_session(member)
 
     # What comes after each event
 
@@ -536,10 +645,12 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_worker_dies(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(self.workers))
-        self.workers[worker.index] = Worker(worker.index, welcomed=False)
+        self.workers[worker.index] = Worker(worker.index, welcomed=False, given=self.given)
+        self.away += [device.participant for device in worker.devices.values()]
         for member in worker.members.values():
             self.lose(member)
-        self.table.worker_lost(worker.index)
+        with self.excuse():
+            self.table.worker_lost(worker.index)
         self.ready()
 
     @precondition(lambda self: any(worker.up or worker.down for worker in self.workers))
@@ -572,8 +683,52 @@ class Machine(RuleBasedStateMachine):
         self.ready()
 
     def add(self, worker: Worker, accepts_cancel: bool) -> None:
-        self.keys += 1
-        worker.join(Device(self.keys, accepts_cancel))
+        self.participants += 1
+        worker.join(f"p{self.participants}", accepts_cancel)
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def some_are_told_to_reconnect(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            if idle := self.idle():
+                self.tell_to_reconnect(*data.draw(st.sampled_from(idle)))
+        self.ready()
+
+    def tell_to_reconnect(self, worker: Worker, device: Device) -> None:
+        self.away.append(device.participant)
+        worker.move(device)
+
+    @precondition(lambda self: self.away)
+    @rule(data=st.data(), accepts_cancel=st.booleans(), count=st.integers(1, 3))
+    def some_come_back(self, data: st.DataObject, accepts_cancel: bool, count: int) -> None:
+        self.bring_back(self.away[:count], data, accepts_cancel)
+
+    @precondition(lambda self: self.away)
+    @rule(data=st.data(), accepts_cancel=st.booleans())
+    def all_come_back(self, data: st.DataObject, accepts_cancel: bool) -> None:
+        self.deliver()
+        self.bring_back(self.away, data, accepts_cancel)
+
+    def bring_back(self, some: list[str], data: st.DataObject, accepts_cancel: bool) -> None:
+        for participant in list(some):
+            self.away.remove(participant)
+            data.draw(st.sampled_from(self.workers)).join(participant, accepts_cancel)
+        self.ready()
+
+    @precondition(lambda self: not self.calm and self.participants)
+    @rule(data=st.data(), accepts_cancel=st.booleans())
+    def one_joins_under_the_name_of_another(self, data: st.DataObject, accepts_cancel: bool) -> None:
+        participant = f"p{data.draw(st.integers(1, self.participants))}"
+        data.draw(st.sampled_from(self.workers)).join(participant, accepts_cancel)
+        self.ready()
+
+    def idle(self) -> list[tuple[Worker, Device]]:
+        return [
+            (worker, device)
+            for worker in self.workers
+            for device in worker.devices.values()
+            if not device.busy
+        ]
 
     def at_work(self) -> list[tuple[Worker, Device]]:
         """Who may answer: not in the very turn in which they were instructed."""
@@ -590,7 +745,36 @@ class Machine(RuleBasedStateMachine):
         for _ in range(count):
             if at_work := self.at_work():
                 worker, device = data.draw(st.sampled_from(at_work))
-                self.give_result(worker, device, self.kind)
+                self.give_result(worker, device)
+        self.ready()
+
+    @precondition(lambda self: self.at_work() or self.away)
+    @rule(data=st.data())
+    def all_is_done(self, data: st.DataObject) -> None:
+        """Everybody is back and has answered: an end, and a beginning."""
+        self.let_everything_arrive()
+        while self.at_work() or self.away:
+            self.bring_back(self.away, data, accepts_cancel=True)
+            for worker, device in self.at_work():
+                self.give_result(worker, device)
+            self.let_everything_arrive()
+
+    @precondition(lambda self: self.at_work())
+    @rule(data=st.data(), kind=st.sampled_from(["", "small", "other name"]))
+    def answer_and_be_told_to_reconnect(self, data: st.DataObject, kind: str) -> None:
+        """What it answered may be in no partial yet."""
+        worker, device = data.draw(st.sampled_from(self.at_work()))
+        self.give_result(worker, device, "" if self.calm else kind)
+        self.tell_to_reconnect(worker, device)
+        self.ready()
+
+    @precondition(lambda self: self.at_work())
+    @rule(order=st.randoms(use_true_random=False))
+    def all_give_the_usual_result(self, order: random.Random) -> None:
+        at_work = self.at_work()
+        order.shuffle(at_work)
+        for worker, device in at_work:
+            self.give_result(worker, device)
         self.ready()
 
     @precondition(lambda self: not self.calm and self.at_work())
@@ -608,9 +792,11 @@ class Machine(RuleBasedStateMachine):
         worker.answer(device, answer, kind)
         self.ready()
 
-    def give_result(self, worker: Worker, device: Device, kind: str) -> None:
+    def give_result(self, worker: Worker, device: Device, kind: str = "") -> None:
         call = self.calls[device.number]
-        index = next(i for i, member in enumerate(call.members) if member is device.member)
+        index = list(call.members).index(worker.members[device.id])
+        if not kind:
+            kind = "one more" if self.mixed and index % 3 == 0 else self.kind
         self.sent[call.id, index] = SAME_TENSORS.get(kind, kind)
         worker.answer(device, result_of(kind, index), Kind.RESULT)
 
@@ -631,6 +817,8 @@ class Machine(RuleBasedStateMachine):
         quorum=st.sampled_from([None, None, None, 1, 2, 3]),
         timeout=st.sampled_from([None, None, 2.0, 5.0]),
         stream=st.booleans(),
+        again=st.booleans(),
+        crossing=st.sampled_from([0, 0, 1, 2]),
     )
     def call(
         self,
@@ -640,10 +828,18 @@ class Machine(RuleBasedStateMachine):
         quorum: int | None,
         timeout: float | None,
         stream: bool,
+        again: bool,
+        crossing: int,
     ) -> None:
-        latest = self.members[-8:]
+        """``crossing``: how many are told to reconnect while the instruction is on its way."""
+        latest = [member for member in self.members if self.calm or not member.gone][-8:] or self.members
         some = st.lists(st.sampled_from(latest), max_size=6, unique=True)
-        members = data.draw(st.just(latest) | some)
+        members: Sequence[Member] = data.draw(st.just(latest) | some)
+        if again and self.rosters:
+            members = self.rosters[-1]
+        else:
+            members = Roster(members)
+            self.rosters.append(members)
         number = len(self.calls)
         payloads = [b"%d" % number] * (1 if one_for_all else len(members))
         deadline = None if timeout is None or self.calm else self.now + timeout
@@ -655,10 +851,14 @@ class Machine(RuleBasedStateMachine):
             stream=stream,
             reduction=Reduction("sum") if reducing else None,
         )
-        self.calls.append(call)
+        with self.excuse():  # who was gone before
+            self.calls.append(call)
         self.given_up[call] = set()
         if deadline is not None:
             self.deadlines[call] = deadline
+        for _ in range(crossing):
+            if idle := [each for each in self.idle() if each[0].members.get(each[1].id) in members]:
+                self.tell_to_reconnect(*data.draw(st.sampled_from(idle)))
         self.ready()
 
     @precondition(lambda self: not self.calm and any(call.pending for call in self.calls))
@@ -669,7 +869,7 @@ class Machine(RuleBasedStateMachine):
         self.table.give_up(call, kind)
         self.ready()
 
-    @precondition(lambda self: self.deadlines)
+    @precondition(lambda self: self.deadlines or (self.pool.moving and not self.calm))
     @rule(seconds=st.integers(1, 4))
     def pass_time(self, seconds: int) -> None:
         self.now += seconds
@@ -677,6 +877,8 @@ class Machine(RuleBasedStateMachine):
             if deadline <= self.now and call.pending:
                 self.given_up[call].add(OutcomeKind.TIMED_OUT)
         self.table.expire(self.now)
+        for member in self.pool.missing(self.now):
+            self.lose(member)
         self.ready()
 
     # What must always be so
@@ -716,6 +918,8 @@ class Machine(RuleBasedStateMachine):
                     continue
                 assert self.written.setdefault((call.id, index), outcome) is outcome
                 kind, answer = outcome
+                if kind is OutcomeKind.LOST:
+                    assert (call.id, index) in self.excused, "it was lost for no reason"
                 if kind is OutcomeKind.TIMED_OUT:
                     assert kind in self.given_up[call]
                 elif kind is OutcomeKind.CANCELLED:
@@ -770,7 +974,8 @@ class Machine(RuleBasedStateMachine):
     def a_member_works_on_one_instruction_at_most(self) -> None:
         for member in self.members:
             assert not member.queue or member.busy, "an idle member with instructions in line"
-            assert not (member.gone and (member.queue or member.call is not None))
+            over = member.gone and member not in self.replaced
+            assert not (over and (member.queue or member.call is not None))
             if member.call is not None:
                 assert member.call.members[member.index] is member
                 assert member.call.outcomes[member.index] is None
@@ -810,7 +1015,8 @@ class Machine(RuleBasedStateMachine):
             for session, device in worker.devices.items():
                 member = worker.members[session]
                 there.add(member)
-                assert device.member is member
+                assert (member.worker, member.session) == (worker.index, session)
+                assert member.participant_id == device.participant
                 assert member.tag == (device.tag if device.busy else 0), "busy or idle, but not both agree"
             assert not worker.folding._yielding
         for call in self.calls:
@@ -820,7 +1026,9 @@ class Machine(RuleBasedStateMachine):
                 if (member.call is call and member.index == index) or (call, index) in (member.queue or ())
             ]
             assert bool(call.pending) == bool(waited_for), "it waits for nobody"
-            assert {call.members[index] for index in waited_for} <= there
+            moving = {member for member in self.members if member.moving and not member.gone}
+            assert {call.members[index] for index in waited_for} <= there | moving
+            assert moving == {*self.pool.missing(float("inf"))}
             if call.quorum is not None and call.results >= call.quorum:
                 assert call.pending == 0
             if self.given_up[call]:
@@ -833,6 +1041,9 @@ class Machine(RuleBasedStateMachine):
                 for worker in self.workers:
                     for device in list(worker.devices.values()):
                         worker.end(device)
+                self.let_everything_arrive()
+                for member in self.pool.missing(float("inf")):
+                    self.lose(member)
                 self.let_everything_arrive()
                 self.check_the_end()
         finally:

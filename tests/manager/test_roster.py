@@ -83,3 +83,49 @@ def test_what_a_transport_prepares_is_kept_with_it_alone() -> None:
     roster.prepared[1] = "for worker 1"
     assert roster.prepared == {1: "for worker 1"}
     assert other.prepared == {}
+
+
+def test_it_is_current_as_long_as_nobody_moves() -> None:
+    roster = Roster(members_on([0, 1]))
+    assert roster.current(3) is roster
+    assert roster.current(3) is roster
+    assert roster.is_current(3)
+    assert not roster.is_current(4)
+
+
+def test_after_moves_there_is_one_of_the_same_members_anew_and_the_old_one_stays_as_it_was() -> None:
+    members = members_on([0, 0])
+    old = Roster(members)
+    old.current(0)
+    before = old.shares
+    old.prepared[0] = "packed"
+    members[1].seat(make_member(9, worker=5))
+    new = old.current(1)
+    assert list(new) == members
+    assert new.shares == {0: ([0], [members[0]]), 5: ([1], [members[1]])}
+    assert new.prepared == {}
+    assert old.shares is before
+    assert old.prepared == {0: "packed"}
+
+
+def test_the_new_one_is_kept_until_the_next_move() -> None:
+    roster = Roster(members_on([0, 1]))
+    roster.current(0)
+    new = roster.current(7)
+    assert roster.current(7) is new
+    assert new.current(7) is new
+    newer = roster.current(8)
+    assert newer is not new
+    assert roster.current(8) is newer
+
+
+def test_one_that_is_first_used_after_moves_is_current() -> None:
+    roster = Roster(members_on([0]))
+    assert roster.current(1_000) is roster
+
+
+def test_it_finds_the_index_of_a_member() -> None:
+    members = members_on([0, 1, 0])
+    roster = Roster(members)
+    assert [roster.index_of(member) for member in members] == [0, 1, 2]
+    assert roster.index_of(make_member(1)) is None

@@ -103,7 +103,7 @@ def on_disk(blob: Blob, directory: Path) -> bool:
 
 @on_a_loop
 async def test_what_arrives_is_kept_in_memory(tmp_path: Path) -> None:
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     content = os.urandom(3000)
     blob = await kept(spool, content)
     assert blob.view() == content
@@ -116,7 +116,7 @@ async def test_what_arrives_is_kept_in_memory(tmp_path: Path) -> None:
 
 @on_a_loop
 async def test_memory_is_free_again_with_the_last_reference(tmp_path: Path) -> None:
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     first, second = await kept(spool, bytes(2000)), await kept(spool, bytes(3000))
     again = first
     del first
@@ -132,14 +132,14 @@ async def test_memory_is_free_again_with_the_last_reference(tmp_path: Path) -> N
 
 @on_a_loop
 async def test_the_last_reference_may_go_in_another_thread_or_when_the_loop_is_closed(tmp_path: Path) -> None:
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     blobs = [await kept(spool, bytes(2000))]
     await asyncio.to_thread(blobs.clear)
     await a_moment()
     assert spool.free == 5000
 
     async def elsewhere() -> Blob:
-        return await kept(Spool(memory=5000, directory=tmp_path), bytes(10))
+        return await kept(Spool(memory=5000, disk=10**9, directory=tmp_path), bytes(10))
 
     blob = await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
     assert blob.view() == bytes(10)
@@ -150,7 +150,7 @@ async def test_the_last_reference_may_go_in_another_thread_or_when_the_loop_is_c
 async def test_what_never_fits_into_memory_goes_to_disk_and_comes_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     content = os.urandom(6000)
     with caplog.at_level(logging.INFO, "muster.spool"):
         blobs = [await kept(spool, content) for _ in range(3)]
@@ -166,7 +166,7 @@ async def test_what_never_fits_into_memory_goes_to_disk_and_comes_back(
 
 @on_a_loop
 async def test_who_finds_no_room_waits_for_it_in_turn(tmp_path: Path) -> None:
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     first = await kept(spool, bytes(4000))
     large = asyncio.ensure_future(spool.room(3000))
     small = asyncio.ensure_future(spool.room(500))  # it would fit, but is behind the other
@@ -188,7 +188,7 @@ async def test_what_stands_still_is_moved_to_disk_while_others_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("manager.spool.PATIENCE", 0.02)
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     content = os.urandom(4000)
     slow = await spool.room(4000)
     slow.add(content[:1500])
@@ -210,7 +210,7 @@ async def test_what_stands_still_may_stay_while_nobody_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("manager.spool.PATIENCE", 0.0)
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     slow = await spool.room(4000)
     await a_moment()
     assert not on_disk(fill(slow, bytes(4000)), tmp_path)
@@ -222,7 +222,7 @@ async def test_what_cannot_be_moved_is_refused_and_frees_its_memory(
 ) -> None:
     monkeypatch.setattr("manager.spool.PATIENCE", 0.02)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0))
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     slow = await spool.room(4000)
     slow.add(bytes(1000))
     async with asyncio.timeout(20):
@@ -237,7 +237,7 @@ async def test_what_cannot_be_moved_is_refused_and_frees_its_memory(
 @pytest.mark.parametrize("memory", [3000, 5000], ids=["on disk", "in memory"])
 @on_a_loop
 async def test_dropping_what_has_arrived_half_way_frees_everything(tmp_path: Path, memory: int) -> None:
-    spool = Spool(memory=memory, directory=tmp_path)
+    spool = Spool(memory=memory, disk=10**9, directory=tmp_path)
     before = open_descriptors()
     upload = await spool.room(4000)
     upload.add(bytes(2000))
@@ -250,7 +250,7 @@ async def test_dropping_what_has_arrived_half_way_frees_everything(tmp_path: Pat
 
 @on_a_loop
 async def test_who_stops_waiting_costs_nobody_anything(tmp_path: Path) -> None:
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     first = await kept(spool, bytes(4000))
     waiting = asyncio.ensure_future(spool.room(3000))
     behind = asyncio.ensure_future(spool.room(500))
@@ -267,7 +267,7 @@ async def test_who_stops_waiting_costs_nobody_anything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("who", [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]])
 @on_a_loop
 async def test_whoever_stops_waiting_the_others_get_room_in_turn(tmp_path: Path, who: list[int]) -> None:
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     first = [await kept(spool, bytes(5000))]
     waiting = [asyncio.ensure_future(spool.room(size)) for size in (3000, 4000, 5000)]
     await a_moment()
@@ -291,7 +291,7 @@ async def test_whoever_stops_waiting_the_others_get_room_in_turn(tmp_path: Path,
 
 @on_a_loop
 async def test_an_upload_is_kept_alive_by_whoever_has_it_alone(tmp_path: Path) -> None:
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     upload = await spool.room(3000)
     reference = weakref.ref(upload)
     del upload
@@ -304,7 +304,7 @@ async def test_an_upload_is_kept_alive_by_whoever_has_it_alone(tmp_path: Path) -
 async def test_who_stops_waiting_just_when_there_is_room_costs_nobody_anything(
     tmp_path: Path, turns: int
 ) -> None:
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     first = [await kept(spool, bytes(4000))]
@@ -325,7 +325,7 @@ async def test_who_stops_waiting_just_when_there_is_room_costs_nobody_anything(
 async def test_a_disk_with_too_little_room_refuses_it_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool = Spool(memory=1000, directory=tmp_path)
+    spool = Spool(memory=1000, disk=10**9, directory=tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(SPARE_DISK + 3999))
     upload = await spool.room(4000)
     upload.add(bytes(4000))  # it is read all the same
@@ -340,7 +340,7 @@ async def test_a_disk_with_too_little_room_refuses_it_in_words(
 
 @on_a_loop
 async def test_a_directory_that_is_not_there_refuses_it_in_words(tmp_path: Path) -> None:
-    spool = Spool(memory=0, directory=tmp_path / "missing")
+    spool = Spool(memory=0, disk=10**9, directory=tmp_path / "missing")
     upload = await spool.room(10)
     upload.add(bytes(10))
     with pytest.raises(NoRoomError, match="No such file"):
@@ -352,7 +352,7 @@ async def test_a_directory_that_is_not_there_refuses_it_in_words(tmp_path: Path)
 async def test_a_write_that_fails_refuses_it_and_frees_everything_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
-    spool = Spool(memory=memory, directory=tmp_path)
+    spool = Spool(memory=memory, disk=10**9, directory=tmp_path)
     upload = await spool.room(4000)
     upload.add(bytes(1000))
 
@@ -376,7 +376,7 @@ async def test_a_write_that_fails_refuses_it_and_frees_everything_at_once(
 async def test_memory_that_cannot_be_had_is_refused_and_stays_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool = Spool(memory=5000, directory=tmp_path)
+    spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
 
     def none(*_: object) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -396,7 +396,7 @@ async def test_where_nothing_can_be_shared_it_keeps_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("manager.spool.CAN_SHARE", False)
-    spool = Spool(memory=10, directory=tmp_path)
+    spool = Spool(memory=10, disk=10**9, directory=tmp_path)
     upload = await spool.room(20)
     upload.add(b"0123456789")
     upload.add(memoryview(b"abcdefghij"))
@@ -409,9 +409,76 @@ async def test_what_is_too_small_to_be_shared_is_kept_as_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("manager.spool.SHARE_SIZE", 11)
-    spool = Spool(memory=20, directory=tmp_path)
+    spool = Spool(memory=20, disk=10**9, directory=tmp_path)
     upload = await spool.room(10)
     upload.add(b"0123456789")
     assert spool.free == 20
     assert upload.finish() == b"0123456789"
     assert isinstance(await kept(spool, bytes(11)), Blob)
+
+
+@on_a_loop
+async def test_what_has_come_to_the_disk_counts_and_not_what_was_announced(tmp_path: Path) -> None:
+    spool = Spool(memory=1000, disk=10_000, directory=tmp_path)
+    announced = [await spool.room(9000) for _ in range(5)]
+    assert spool.on_disk == 0
+    first, second, *_ = announced
+    first.add(bytes(9000))
+    assert spool.on_disk == 9000
+    second.add(bytes(1000))
+    second.add(bytes(1))  # one too many
+    second.add(bytes(7999))  # is read all the same
+    await a_moment()
+    assert spool.on_disk == 9000, "one that failed takes no room"
+    with pytest.raises(
+        NoRoomError, match=r"answers take 10000 bytes of the disk, and may take 10000 \(--upload-disk\)"
+    ):
+        second.finish()
+    blob = first.finish()
+    del first, announced
+    await a_moment()
+    assert spool.on_disk == 9000, "it is kept"
+    del blob
+    await a_moment()
+    assert spool.on_disk == 0
+
+
+@on_a_loop
+async def test_what_is_moved_from_memory_to_disk_counts_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manager.spool.PATIENCE", 0.01)
+    spool = Spool(memory=5000, disk=3000, directory=tmp_path)
+    slow, slower = await spool.room(2500), await spool.room(2500)
+    slow.add(bytes(2000))
+    slower.add(bytes(2000))
+    last = await spool.room(5000)
+    assert spool.free == 0
+    assert spool.on_disk == 2000, "there is room for one of them"
+    slow.add(bytes(500))
+    slower.add(bytes(500))
+    ends = []
+    for upload in (slow, slower):
+        try:
+            ends.append(len(upload.finish()))
+        except NoRoomError:
+            ends.append(0)
+    assert sorted(ends) == [0, 2500]
+    del slow, slower, upload, last
+    await a_moment()
+    assert (spool.free, spool.on_disk) == (5000, 0)
+
+
+@on_a_loop
+async def test_so_many_files_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manager.spool.MOST_FILES", 2)
+    spool = Spool(memory=0, disk=10**9, directory=tmp_path)
+    uploads = [await spool.room(10) for _ in range(3)]
+    for upload in uploads:
+        upload.add(bytes(10))
+    first = uploads[0].finish()
+    with pytest.raises(NoRoomError, match="2 answers on disk, as many as there may be"):
+        uploads[2].finish()
+    del first, upload, uploads
+    await a_moment()
+    assert len(await kept(spool, bytes(10))) == 10

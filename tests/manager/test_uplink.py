@@ -23,8 +23,8 @@ EPOCH = 5
 BEAT = link_pb2.Heartbeat(sessions=3)
 
 
-def down(*, epoch: int = EPOCH, **body: object) -> link_pb2.Downward:
-    return link_pb2.Downward(epoch=epoch, **body)  # type: ignore[arg-type] # one body, by its name
+def down(*, epoch: int = EPOCH, handshake: int = 1, **body: object) -> link_pb2.Downward:
+    return link_pb2.Downward(epoch=epoch, handshake=handshake, **body)  # type: ignore[arg-type]
 
 
 def make_welcome(*, handshake: int = 1, version: int = LINK_VERSION) -> link_pb2.Welcome:
@@ -160,6 +160,17 @@ def test_a_manager_that_was_stopped_itself_gives_the_coordinator_another_grace_p
     assert uplink.state is State.OPEN
 
 
+@pytest.mark.parametrize(
+    ("heartbeat", "grace"), [(0.0, 10.0), (-1.0, 10.0), (float("nan"), 10.0), (0.5, 0.5), (0.5, float("nan"))]
+)
+def test_times_that_make_no_sense_end_it(heartbeat: float, grace: float) -> None:
+    welcome = make_welcome()
+    welcome.heartbeat_seconds, welcome.grace_seconds = heartbeat, grace
+    (effect,) = receive(greeting(), down(welcome=welcome), 0.1)
+    assert isinstance(effect, Exit)
+    assert "make no sense" in effect.reason
+
+
 # Open
 
 
@@ -183,7 +194,7 @@ def test_orders_can_be_acknowledged_at_once() -> None:
     receive(uplink, down(sequence=1, orders=link_pb2.Orders()), 0.1)
     assert sent(uplink) == []
     uplink.acknowledge()
-    assert sent(uplink) == [link_pb2.Upward(acknowledged=1)]
+    assert sent(uplink) == [link_pb2.Upward(acknowledged=1, handshake=1)]
 
 
 def test_orders_are_obeyed_once() -> None:

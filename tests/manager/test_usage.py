@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manager.usage import (
+    NO_LIMIT,
     TRIM_CPU,
     TRIM_INTERVAL,
     TRIM_SESSIONS,
@@ -182,9 +183,9 @@ def few_files() -> Iterator[int]:
 
 
 def test_as_many_files_may_be_open_as_the_system_allows(few_files: int) -> None:
-    allow_many_files()
+    assert allow_many_files() == (min(few_files, NO_LIMIT) if few_files > 0 else NO_LIMIT)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (few_files, few_files)
-    allow_many_files()
+    assert allow_many_files() == (min(few_files, NO_LIMIT) if few_files > 0 else NO_LIMIT)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (few_files, few_files)
 
 
@@ -197,5 +198,13 @@ def test_a_system_that_does_not_allow_more_files_is_no_obstacle(
 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    allow_many_files()
+    files = allow_many_files()
+    assert files == (min(before[0], NO_LIMIT) if before[0] > 0 else NO_LIMIT)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+def test_a_system_without_a_limit_counts_as_one_with_a_high_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: unlimited)
+    assert allow_many_files() == NO_LIMIT

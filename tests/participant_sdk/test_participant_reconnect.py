@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import threading
 
 import grpc
+import psutil
 import pytest
 
 from participant_sdk import (
@@ -201,3 +204,46 @@ def test_with_a_number_of_attempts_it_gives_up(make: Make, run: Runs, log: pytes
     with pytest.raises(ConnectionLost, match="connection refused"):
         run(make(), "127.0.0.1:1", attempts=1)
     assert len(log.records) == 1
+
+
+def test_no_connection_is_left_open_behind_it(make: Make, run: Runs) -> None:
+    """gRPC closes one only once nobody has its call any more; that must not be left to garbage collection."""
+    counts = []
+
+    def connections() -> int:
+        port = int(coordinator.address.rpartition(":")[2])
+        ours = psutil.Process().net_connections("tcp")
+        return sum(bool(each.raddr) and each.raddr[1] == port for each in ours)
+
+    async def moves_it(peer: Peer) -> None:
+        await peer.receive()
+        assert await peer.ask("train") == result()
+        await peer.send(reconnect(0.01))
+        await peer.expect_leave()
+
+    async def loses_it(peer: Peer) -> None:
+        await peer.receive()
+        assert await peer.ask("train") == result()
+        await peer.end(grpc.StatusCode.UNAVAILABLE, "going down")
+
+    async def last(peer: Peer) -> None:
+        await peer.receive()
+        assert await peer.ask("train") == result()
+        for _ in range(100):
+            counts.append(connections())
+            if counts[-1] == 1:
+                break
+            await asyncio.sleep(0.05)
+        participant.stop()
+        await peer.expect_leave()
+
+    participant = make("edge-7")
+    participant.on("train")(lambda instruction: Result())
+    gc.collect()
+    gc.disable()
+    try:
+        with ScriptedCoordinator(moves_it, moves_it, loses_it, moves_it, last) as coordinator:
+            run(participant, coordinator.address)
+    finally:
+        gc.enable()
+    assert counts[-1] == 1, counts

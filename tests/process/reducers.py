@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import cast
 
 import numpy as np
@@ -57,6 +58,13 @@ class Picky(Median):
         if contribution.tensors["x"].min() <= 0:
             raise RuntimeError("not positive")
         super().fold(contribution)
+
+
+class Hanging(Median):
+    """Blocks the worker's event loop, as code that waits for something it shouldn't does."""
+
+    def fold(self, contribution: Contribution) -> None:
+        threading.Event().wait()
 
 
 REDUCERS = [f"{__name__}:{name}" for name in ("Median", "Stateless", "Complex", "Nothing", "Picky")]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,20 +133,38 @@ def attached_script(source: str, control: str) -> Iterator[IO[bytes]]:
             script.kill()
 
 
-def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def start_participants(stack: ExitStack, log: Path, listen: str, prefix: str, count: int) -> Process:
+    """``count`` participants of tests/process/echo_app.py in a process, killed with the stack."""
+    process = Process(
+        [
+            str(BIN / "participant"),
+            "start",
+            "--app=tests.process.echo_app:participants",
+            f"--connect={listen}",
+        ],
+        log,
+        {"ECHO_PREFIX": prefix, "ECHO_COUNT": str(count)},
+    )
+    stack.callback(process.end)
+    return process
+
+
+def run(
+    *arguments: str, environment: dict[str, str] | None = None, patience: float = PATIENCE
+) -> subprocess.CompletedProcess[str]:
     """Runs a command of ours to its end."""
     return subprocess.run(
         [str(BIN / arguments[0]), *arguments[1:]],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=patience,
         check=False,
         env={**os.environ, **(environment or {})},
     )
 
 
-def command(*arguments: str) -> str:
+def command(*arguments: str, patience: float = PATIENCE) -> str:
     """The output of a command that must succeed."""
-    done = run(*arguments)
+    done = run(*arguments, patience=patience)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import signal
 import socket
@@ -12,26 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coordinator import CoordinatorGone, MusterError, NotEnoughParticipants, connect
+from coordinator import CoordinatorGone, MusterError, NotEnoughParticipants, aio, connect
 from protos.messages import instruction
-from tests.process.running import BIN, Process, attached_script, command, run, start_coordinator
+from tests.process.running import (
+    RunningCoordinator,
+    attached_script,
+    command,
+    run,
+    start_coordinator,
+    start_participants,
+)
 from tests.support import Devices, eventually
 from tests.support import instruction as device_instruction
-
-
-def start_participants(stack: ExitStack, log: Path, listen: str, prefix: str, count: int) -> Process:
-    process = Process(
-        [
-            str(BIN / "participant"),
-            "start",
-            "--app=tests.process.echo_app:participants",
-            f"--connect={listen}",
-        ],
-        log,
-        {"ECHO_PREFIX": prefix, "ECHO_COUNT": str(count)},
-    )
-    stack.callback(process.end)
-    return process
 
 
 def test_two_hundred_participants_on_four_workers_each_answer_every_instruction_once(tmp_path: Path) -> None:
@@ -119,6 +113,34 @@ def test_what_a_script_had_is_free_as_soon_as_it_is_killed(tmp_path: Path, devic
                 device.release()
             with connection.lease(2, timeout=20) as cohort:
                 assert len(cohort.run(device_instruction("echo"), timeout=20).results) == 2
+
+
+def test_a_large_call_that_is_given_up_early_costs_its_script_nothing_else(
+    tmp_path: Path, devices: Devices
+) -> None:
+    """The coordinator may open the instruction only later: it must be there until then."""
+
+    async def script(coordinator: RunningCoordinator) -> None:
+        async with aio.connect(coordinator.control) as connection:
+            cohort = await connection.get_participants(2, timeout=20)
+            coordinator.send(signal.SIGSTOP)  # it could as well be busy for a moment
+            call = asyncio.ensure_future(cohort.run(device_instruction("echo", bytes(1_000_000)), timeout=20))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.05)  # until it is on its way
+            call.cancel()
+            await asyncio.wait([call])
+            del call
+            gc.collect()
+            coordinator.send(signal.SIGCONT)
+            outcome = await cohort.run(device_instruction("echo", b"small"), timeout=20)
+            assert len(outcome.results) == 2
+
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator:
+        devices.join(coordinator.listen, 2)
+        try:
+            asyncio.run(script(coordinator))
+        finally:
+            coordinator.send(signal.SIGCONT)
 
 
 def test_it_can_be_started_again_at_once_where_scripts_were_attached(

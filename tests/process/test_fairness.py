@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manager.spool import MEMORY
+from manager.limits import Limits
 from protos import stream_pb2
 from tests.process.conftest import Served
 from tests.support import Devices, instruction
@@ -20,7 +20,7 @@ BEGINNING = stream_pb2.ParticipantMessage(
 
 
 def test_uploads_that_stall_leave_room_for_those_that_do_not(served: Served, devices: Devices) -> None:
-    stalling = 2 * MEMORY // UPLOAD + 2  # all the memory of two workers, and more
+    stalling = 2 * Limits().upload_memory // UPLOAD + 2  # all the memory of two workers, and more
     devices.join(served.address, stalling, prefix="stalling", kind="stalling")
     devices.join(served.address, 3, prefix="swift", kind="swift")
     slow = served.manager.get_participants(stalling, where={"kind": "stalling"}, timeout=20)

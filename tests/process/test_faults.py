@@ -11,13 +11,17 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from coordinator import Coordinator, CoordinatorGone, ParticipantLost, WorkerBootError, connect
-from tests.support import Devices, eventually, instruction
+from coordinator.restarts import MAX_DEATHS
+from tests.process.running import start_coordinator, start_participants
+from tests.support import Devices, eventually, instruction, tensors
 
 
 def test_the_participants_of_a_killed_worker_are_lost_and_its_slot_is_filled_again(devices: Devices) -> None:
@@ -83,6 +87,74 @@ def test_a_frozen_worker_is_found_within_the_liveness_time(devices: Devices) -> 
         assert 0.5 < time.monotonic() - frozen_at < 2.5
         eventually(lambda: coordinator.status().workers[victim].incarnation == 2)
         assert not psutil.pid_exists(pid)
+
+
+def test_a_worker_whose_loop_is_blocked_says_where_it_hangs_before_it_is_killed(
+    devices: Devices, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Coordinator(
+        workers=1,
+        listen="127.0.0.1:0",
+        liveness=1.0,
+        heartbeat=0.2,
+        log_level="critical",
+        reducers=["tests.process.reducers:Hanging"],
+    ) as coordinator:
+        devices.join(coordinator.listen, 2)
+        cohort = coordinator.get_participants(2, timeout=20)
+        asked_at = time.monotonic()
+        reduced = cohort.reduce(
+            tensors({"x": np.ones(3)}), reducer="tests.process.reducers:Hanging", timeout=20
+        )
+        assert time.monotonic() - asked_at < 5.0, "it was not noticed, or not killed"
+        assert set(reduced.lost) == set(cohort)
+        eventually(lambda: coordinator.status().workers[0].incarnation == 2)
+        eventually(lambda: coordinator.status().workers[0].state == "up")
+    said = capfd.readouterr().err
+    assert "Fatal Python error: Aborted" in said
+    assert 'reducers.py", line' in said, "the stack dump does not show where it hangs"
+
+
+def test_workers_that_die_again_and_again_are_given_up_visibly(devices: Devices) -> None:
+    with Coordinator(workers=2, listen="127.0.0.1:0", log_level="critical") as coordinator:
+        for _ in range(MAX_DEATHS + 1):
+            eventually(lambda: coordinator.status().workers[0].state == "up", timeout=60)
+            os.kill(coordinator.status().workers[0].pid, signal.SIGKILL)
+            eventually(lambda: coordinator.status().workers[0].state != "up")
+        eventually(lambda: coordinator.status().workers[0].state == "failed")
+        devices.join(coordinator.listen, 4)
+        cohort = coordinator.get_participants(4, timeout=20)
+        assert {proxy.worker for proxy in cohort} == {1}, "the other one serves on"
+        assert len(cohort.run(instruction("echo"), timeout=20).results) == 4
+
+
+def test_without_any_worker_left_the_coordinator_ends_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator:
+        while coordinator.popen.poll() is None:
+            for worker in coordinator.children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.kill()
+            eventually(lambda: coordinator.popen.poll() is not None or coordinator.children(), timeout=60)
+        assert coordinator.popen.wait() == 1
+        assert "worker 0 ended (killed by SIGKILL) and is given up" in coordinator.output
+        assert "Error: all workers have died too often" in coordinator.output
+
+
+def test_the_pool_is_evened_out_once_a_worker_is_back(tmp_path: Path) -> None:
+    with ExitStack() as stack, start_coordinator(tmp_path / "coordinator.log", "--workers=2") as coordinator:
+        start_participants(stack, tmp_path / "participants.log", coordinator.listen, "p", 60)
+        eventually(lambda: coordinator.status()["participants"] == 60, timeout=60)
+        os.kill(coordinator.status()["workers"][0]["pid"], signal.SIGKILL)
+
+        def even() -> bool:
+            status = coordinator.status()
+            counts = [int(worker["participants"]) for worker in status["workers"]]
+            back = status["workers"][0]["incarnation"] == 2 and sum(counts) == 60
+            return back and max(counts) <= 1.3 * 30
+
+        eventually(even, timeout=60)
 
 
 FROZEN = """

@@ -1,0 +1,40 @@
+"""What an attached script waits for: participants, and calls that run. client.py fills it in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from manager.backend import Acquired, Listener
+from manager.blobs import Payload
+from manager.call import Answer
+
+
+@dataclass(slots=True)
+class PendingRequest:
+    future: asyncio.Future[Acquired]
+    asked: int
+    where: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class PendingCall:
+    id: int
+    waiter: asyncio.Future[None]
+    pending: int
+    outcomes: list[Answer | None]
+    payloads: Sequence[Payload]  # kept until it ends: the coordinator may have to open them yet
+    listener: Listener | None
+    states: list[Payload] = field(default_factory=list)
+    results: int = 0
+    folded: int = 0
+    bytes: int = 0
+
+    @property
+    def answered(self) -> int:
+        return max(self.results, self.folded) if self.pending else self.results
+
+    @property
+    def failed(self) -> int:
+        return len(self.outcomes) - self.pending - self.results

@@ -1,0 +1,129 @@
+"""Decides who may join now and who is told to come back, and when. Sans-IO; times are monotonic seconds.
+
+Pace steering, after Bonawitz et al., "Towards Federated Learning at Scale: System Design" (MLSys 2019),
+section 2.3: whom a server can't use now it doesn't refuse, it suggests a time to return, and chooses these
+times so that few come too soon and no herd returns together. Rather than drawing all of them from one
+distribution, this keeps a book of the times it has given out, so that the bound holds for every second and
+not only on average. ``u`` is a random number from [0, 1), a new one each time; ``r`` is ``max_joins``.
+
+**Too fast.** A bucket of tokens, ``max(2, r)`` of them and ``r`` more per second; who joins takes one.
+Without a token, the newcomer gets the next free place in a queue with ``r`` places per second::
+
+    place = max(place, now + 0.2) + 1 / r         delay = place - now + u / r
+
+so the last of a herd of *n* returns after about ``(n - r) / r`` seconds, and finds a token if nobody else
+came meanwhile. (Others do come, for participants that return may get to any worker; who is too early once
+more gets another place.) Those who have a place and have not returned are counted, because the place is a
+point in time.
+
+**Full.** A random time in a window, ``come_back`` = (low, high), that grows with the number *w* of those who
+were given a time that has not come yet::
+
+    delay = low + u * (max(high, low + 2 * w / r) - low)
+
+and moved on to the next second that has not been given to ``r`` participants already. At most half of the
+window's seconds are taken, so that is soon. There is no window of more than MAX_WINDOW: then times are
+random.
+
+**Draining.** All *n* who are told to move go to other workers. They are worked for, so this doesn't wait for
+``max_joins`` (who comes too soon for that is told so)::
+
+    delay = 0.25 + u * max(0.5, n / 1000)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+LEAST_DELAY: Final = 0.2
+"""Seconds before which nobody is told to come back: a connection must be closed and made anew."""
+
+LEAST_MOVE: Final = 0.25
+LEAST_MOVE_WINDOW: Final = 0.5
+"""Seconds in which the participants of a worker that drains come to others: from when on, and the shortest
+window."""
+
+MOVES_PER_SECOND: Final = 1000
+"""How many of them come per second."""
+
+MAX_WINDOW: Final = 3600.0
+"""Seconds. A worker that sends so many away that their times are further off than that is under attack."""
+
+
+class Admission:
+    """Of one worker."""
+
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        max_joins: float,
+        come_back: tuple[float, float],
+        random: Callable[[], float],
+        now: float,
+    ) -> None:
+        """``capacity`` is how many participants there may be; ``random`` gives numbers from [0, 1)."""
+        self._capacity = capacity
+        self._rate = max_joins
+        self._low, self._high = come_back
+        self._random = random
+        self._burst = max(2.0, max_joins)
+        self._tokens = self._burst
+        self._filled_at = now
+        self._place = now  # the last one that was given out
+        self._begin = math.floor(now)  # the first second of the book
+        self._book: dict[int, int] = {}  # how many return in each second, because it was full
+        self._away = 0  # the sum of it
+        self._move_window = LEAST_MOVE_WINDOW
+        self.turned_away = 0
+        """How many were told to come back, so far."""
+
+    def newcomer(self, pooled: int, now: float) -> float | None:
+        """None: may join those ``pooled``. Else the seconds after which to come back."""
+        if pooled >= self._capacity:
+            return self.full(now)
+        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return None
+        self.turned_away += 1
+        self._place = max(self._place, now + LEAST_DELAY) + 1 / self._rate
+        delay = self._place - now + self._random() / self._rate
+        return min(delay, LEAST_DELAY + MAX_WINDOW)
+
+    def full(self, now: float) -> float:
+        """There is no room for a newcomer: the seconds after which to come back."""
+        self.turned_away += 1
+        self._turn_the_pages(now)
+        width = max(self._high - self._low, min(2 * self._away / self._rate, MAX_WINDOW))
+        at = now + self._low + self._random() * width
+        if width < MAX_WINDOW:
+            most = math.ceil(self._rate)
+            while self._book.get(math.floor(at), 0) >= most:
+                at += 1
+        second = math.floor(at)
+        self._book[second] = self._book.get(second, 0) + 1
+        self._away += 1
+        return at - now
+
+    def drain(self, pooled: int) -> None:
+        """So many are about to be moved."""
+        self._move_window = max(LEAST_MOVE_WINDOW, pooled / MOVES_PER_SECOND)
+
+    def move(self) -> float:
+        """The seconds after which one of them should be back, at another worker."""
+        return LEAST_MOVE + self._random() * self._move_window
+
+    def _turn_the_pages(self, now: float) -> None:
+        """Forgets the seconds that are over."""
+        current = math.floor(now)
+        if current - self._begin > len(self._book):
+            for second in [second for second in self._book if second < current]:
+                self._away -= self._book.pop(second)
+        else:
+            for second in range(self._begin, current):
+                self._away -= self._book.pop(second, 0)
+        self._begin = current

@@ -1,0 +1,76 @@
+"""What participants and strangers can cause takes few lines of the log, and nothing of it goes uncounted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from manager.logs import Sparingly
+
+log = logging.getLogger("muster.test")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("manager.logs.SPARING_INTERVAL", 0.2)
+    caplog.set_level(logging.INFO, "muster.test")
+
+
+async def until(lines: int, caplog: pytest.LogCaptureFixture) -> None:
+    async with asyncio.timeout(20):
+        while len(caplog.messages) < lines:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+
+
+def test_of_each_kind_there_is_a_line_and_then_how_many_more(caplog: pytest.LogCaptureFixture) -> None:
+    async def flood() -> None:
+        sparing = Sparingly(log)
+        for number in range(1000):
+            sparing.warning("breach", "ended %s", number)
+        sparing.info("other", "told %s", "somebody")
+        assert caplog.messages == ["ended 0", "told somebody"]
+        await until(3, caplog)
+        assert caplog.messages[2] == "ended 999 (the last of 999 more like this in 0.2 s)"
+        assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING"]
+
+    asyncio.run(flood())
+
+
+def test_while_it_goes_on_there_is_a_line_per_interval(caplog: pytest.LogCaptureFixture) -> None:
+    async def drip() -> None:
+        sparing = Sparingly(log)
+        for number in range(100):
+            sparing.warning("breach", "ended %s", number)
+            await asyncio.sleep(0.01)
+        assert 3 <= len(caplog.messages) <= 8
+        while sparing._last:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        more = [int(message.split(" more")[0].split()[-1]) for message in caplog.messages[1:]]
+        assert sum(more) + 1 == 100
+
+    asyncio.run(drip())
+
+
+def test_after_a_quiet_time_the_next_is_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def twice() -> None:
+        sparing = Sparingly(log)
+        sparing.warning("breach", "ended %s", 1)
+        while sparing._last:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        sparing.warning("breach", "ended %s", 2)
+        assert caplog.messages == ["ended 1", "ended 2"]
+
+    asyncio.run(twice())
+
+
+def test_a_line_is_rendered_with_what_it_was_given_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    async def strange() -> None:
+        sparing = Sparingly(log)
+        for _ in range(2):
+            sparing.warning("breach", "ended %s", "100 %s %d {x}")
+        await until(2, caplog)
+        assert caplog.messages[1] == "ended 100 %s %d {x} (the last of 1 more like this in 0.2 s)"
+
+    asyncio.run(strange())
