@@ -20,6 +20,7 @@ balance.py ★      how many participants are moved, so that all workers have ab
 running.py        a coordinator brought up and down
 run_dir.py        what outlives a coordinator that is killed
 workers.py        the links to all workers
+transport.py      what the dispatcher wants, on its way to them
 router.py         the socket that they come in by
 supervisor.py     the worker processes, kept running
 process.py        one of them

@@ -19,7 +19,7 @@ SLACK = 2
 SHARE = 0.1
 FEW = 4
 
-INTERVAL = 0.5
+INTERVAL = 0.25
 """Seconds between two looks."""
 
 TIME = 60.0

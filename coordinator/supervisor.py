@@ -40,6 +40,8 @@ STOP_SLACK = 5.0
 
 
 class Listener(Protocol):
+    def adopting(self, index: int, incarnation: int, pid: int) -> None: ...
+
     def starting(self, index: int, incarnation: int, pid: int) -> None: ...
 
     def ended(self, index: int) -> None: ...
@@ -233,7 +235,7 @@ class Supervisor:
             return False
         log.info("worker %d (pid %d) is still there", slot.index, recorded.pid)
         slot.process, slot.arguments = process, recorded.arguments
-        self._listener.starting(slot.index, slot.incarnation, process.pid)
+        self._listener.adopting(slot.index, slot.incarnation, process.pid)
         # One that was wedged already will not say so.
         wait = max(ADOPTION_TIME, self._settings.liveness)
         slot.restart = self._loop.call_later(wait, self._check_boot, slot)

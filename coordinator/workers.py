@@ -1,8 +1,8 @@
 """The coordinator's end of the links to all workers: its busiest shell.
 
-Sends and receives on the ROUTER socket, and hands events across: from the links (downlink.py decides what a
-message means) to the dispatcher, and from the dispatcher, as its Transport, to the links. The processes are
-supervisor.py's business. Payloads pass through unparsed.
+Hands events across: from the links (downlink.py decides what a message means) to the dispatcher; the other
+way is transport.py's. Watches who lives, and evens out the pool. The processes are supervisor.py's business.
+Payloads pass through unparsed.
 """
 
 from __future__ import annotations
@@ -13,62 +13,48 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import cast
 
 from coordinator.balance import Balance, surplus
 from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent, State
-from coordinator.orders import OrdersBatch
 from coordinator.router import Payloads, Router
 from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
+from coordinator.transport import LinkTransport, Worker
 from manager.admission import Admission
-from manager.blobs import Blob, Payload, Sample, can_open, open_all, share, view_of
-from manager.call import Call, Send
+from manager.blobs import Blob, Payload, Sample, can_open, open_all
 from manager.dispatcher import Dispatcher
 from manager.listen import Address
 from manager.members import Member, recognisable
-from manager.roster import Roster
 from manager.shares import Folded, Group, Partial
+from manager.sockets import routing_id
 from protos import link_pb2
 
 log = logging.getLogger("muster.coordinator")
 
-BALANCE_DELAY = (0.1, 0.6)
+CALL_INTERVAL = 0.05
+"""Seconds between two calls for a worker that is adopted: it has to connect first."""
+
+BALANCE_DELAY = (0.05, 0.35)
 """Seconds after which a participant that is moved comes back: a random time in this range."""
 
 
-@dataclass(eq=False)
-class Worker:
-    """What is known of the worker in a slot. Each incarnation has a Downlink of its own."""
-
-    index: int
-    downlink: Downlink
-    pid: int = 0
-    identity: bytes = b""
-    address: str = ""
-    members: dict[int, Member] = field(default_factory=dict)  # by session
-    orders: OrdersBatch = field(default_factory=OrdersBatch)
-    heartbeat: link_pb2.Heartbeat = field(default_factory=link_pb2.Heartbeat)
-    memory_pid: int = 0  # whose descriptors its payloads are named by
-
-
 class Workers:
-    """All workers of a coordinator. Transport of its dispatcher, listener of its supervisor."""
+    """All workers of a coordinator. Listener of its supervisor."""
 
     def __init__(self, settings: Settings, run_dir: RunDir, epoch: int) -> None:
         self._settings = settings
         self._epoch = epoch
         self._loop = asyncio.get_running_loop()
         self._by_identity: dict[bytes, Worker] = {}
-        self._flush_scheduled = False
         self._ticker: asyncio.Task[None] | None = None
         self._sample = Sample()
         self._router = Router(settings.link, run_dir.socket, self._on_message)
         self.endpoint = self._router.endpoint
-        self.dispatcher = Dispatcher(self, first_tag=epoch)
-        self.dispatcher.max_message = settings.limits.max_message
         self.workers = [Worker(index, self._new_downlink(index, 0)) for index in range(settings.workers)]
+        self._transport = LinkTransport(self.workers, self._transmit)
+        self.dispatcher = Dispatcher(self._transport, first_tag=epoch)
+        self.dispatcher.max_message = settings.limits.max_message
         self.on_booted: Callable[[int], None] = lambda index: None
         self.on_departed: Callable[[int], None] = lambda index: None
         self.on_silent: Callable[[int], None] = lambda index: None
@@ -127,6 +113,17 @@ class Workers:
         )
 
     # From the supervisor
+
+    def adopting(self, index: int, incarnation: int, pid: int) -> None:
+        """A worker of an earlier life is there: it is called, for it would wait for its next heartbeat."""
+        self.starting(index, incarnation, pid)
+        self._call(self.workers[index].downlink, routing_id(index, incarnation, pid))
+
+    def _call(self, downlink: Downlink, identity: bytes) -> None:
+        if downlink.state is State.AWAITED:
+            identify = link_pb2.Downward(epoch=self._epoch, identify=link_pb2.Identify())
+            self._router.answer(identity, identify)
+            self._loop.call_later(CALL_INTERVAL, self._call, downlink, identity)
 
     def starting(self, index: int, incarnation: int, pid: int) -> None:
         worker = self.workers[index]
@@ -268,7 +265,7 @@ class Workers:
             return False
         delay = self._admission.full(time.monotonic())
         worker.orders.move([join.session], delay, delay)
-        self._schedule_flush()
+        self._transport.schedule()
         return True
 
     def _adopt(self, worker: Worker, hello: link_pb2.Hello) -> None:
@@ -289,7 +286,7 @@ class Workers:
                 continue
             self.dispatcher.found(known, join.tag)
             if known.gone:  # a newer session has taken its place; the order to end it may be lost
-                self.end(known)
+                self._transport.end(known)
         if not worker.address:
             if worker.downlink.incarnation > 1:
                 self._balance.restarted(time.monotonic())
@@ -332,55 +329,7 @@ class Workers:
             worker.orders.move(chosen, *BALANCE_DELAY, address=address)
             log.debug("worker %d has too many participants: %d of them are moved", index, len(chosen))
         if moves:
-            self._schedule_flush()
-
-    # To the links (Transport)
-
-    def keep(self, instruction: bytes) -> Payload:
-        return share(instruction)
-
-    def instruct(self, sends: Sequence[Send]) -> None:
-        workers = self.workers
-        for send in sends:
-            members = send.members
-            if len(members) == 1 and send.call is None:
-                workers[members[0].worker].orders.instruct(members[0].session, send.tag, send.payload)
-                continue
-            roster = members if isinstance(members, Roster) else Roster(members)
-            for index, (_, there) in roster.shares.items():
-                sessions = roster.prepared.get(index)
-                if sessions is None:  # packed once for all calls to this cohort
-                    sessions = link_pb2.Broadcast(sessions=[member.session for member in there])
-                    roster.prepared[index] = sessions
-                workers[index].orders.broadcast(send, sessions)
-        self._schedule_flush()
-
-    def cancel(self, member: Member, tag: int) -> None:
-        self.workers[member.worker].orders.cancel(member.session, tag)
-        self._schedule_flush()
-
-    def close_batch(self, worker: int, call: Call) -> None:
-        self.workers[worker].orders.close(call.id)
-        self._schedule_flush()
-
-    def end(self, member: Member) -> None:
-        self.workers[member.worker].orders.end(member.session)
-        self._schedule_flush()
-
-    def _schedule_flush(self) -> None:
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_scheduled = False
-        for worker in self.workers:
-            if worker.orders:
-                orders, payloads = worker.orders.take()
-                if payloads and not worker.heartbeat.shares_memory:
-                    payloads = [view_of(payload) for payload in payloads]
-                worker.downlink.orders(orders, payloads)
-                self._transmit(worker)
+            self._transport.schedule()
 
     def _transmit(self, worker: Worker) -> None:
         out = worker.downlink.out

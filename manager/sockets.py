@@ -36,6 +36,11 @@ COMMON_OPTIONS = {
 }
 
 
+def routing_id(worker: int, incarnation: int, pid: int) -> bytes:
+    """By which ZeroMQ knows a manager."""
+    return f"{worker}.{incarnation}.{pid}".encode()
+
+
 class LinkSocket:
     """Sends and receives multipart messages; ``on_message`` gets the frames of each."""
 

@@ -30,7 +30,7 @@ from manager.members import ANONYMOUS
 from manager.reports import Reports
 from manager.servicer import Servicer
 from manager.shares import Folded, Partial, reduction_of
-from manager.sockets import LinkSocket
+from manager.sockets import LinkSocket, routing_id
 from manager.stream import Stream, Wave
 from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
 from manager.usage import Trimmer, calm_garbage_collection, resident_bytes, trim
@@ -112,11 +112,12 @@ class Worker:
 
     def _connect(self) -> None:
         socket = self._socket.socket
-        identity = f"{self._settings.index}.{self._settings.incarnation}.{os.getpid()}"
-        socket.setsockopt(zmq.IDENTITY, identity.encode())
+        settings = self._settings
+        identity = routing_id(settings.index, settings.incarnation, os.getpid())
+        socket.setsockopt(zmq.IDENTITY, identity)
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
         socket.connect(self._settings.coordinator)
         self._socket.start()
 

@@ -490,16 +490,6 @@ async def test_who_goes_between_the_grant_and_its_message_is_told_to_be_gone(har
             },
             "named twice",
         ),
-        (
-            {
-                "calls": [
-                    control_pb2.StartCall(
-                        id=1, participants=[1], payloads=[control_pb2.Payload(size=1, descriptor=2**31 - 1)]
-                    )
-                ]
-            },
-            "can't be had",
-        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields: dict[str, Any], says: str) -> None:
@@ -509,6 +499,23 @@ def test_what_makes_no_sense_is_refused(fields: dict[str, Any], says: str) -> No
             harness.attachment.handle(control_pb2.ClientBatch(**fields))
         harness.attachment.close()
         await harness.answers()
+        harness.dispatcher.close()
+
+    asyncio.run(main())
+
+
+def test_a_call_whose_instruction_is_gone_is_lost_and_costs_the_script_nothing_else() -> None:
+    async def main() -> None:
+        harness = Harness(1)
+        start = control_pb2.StartCall(
+            id=1, participants=[1, 2], payloads=[control_pb2.Payload(size=2**20, descriptor=2**31 - 1)]
+        )
+        harness.attachment.handle(control_pb2.ClientBatch(calls=[start]))
+        (batch,) = await harness.answers()
+        (settled,) = batch.settled
+        assert (settled.call, list(settled.indices)) == (1, [0, 1])
+        assert list(settled.outcomes) == [control_pb2.LOST, control_pb2.LOST]
+        harness.attachment.close()
         harness.dispatcher.close()
 
     asyncio.run(main())
