@@ -192,7 +192,7 @@ async def _serve(settings: Settings, live: bool) -> None:
     calm_garbage_collection()
     log.info(
         "%d workers are up; participants connect to %s, training scripts to %s",
-        settings.workers,
+        coordinator.workers_up,
         ", ".join(coordinator.addresses),
         coordinator.control,
         extra={"workers": settings.workers, "listen": coordinator.listen, "control": coordinator.control},

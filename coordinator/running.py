@@ -66,6 +66,10 @@ class RunningCoordinator:
         return self._control.address if self._control is not None else ""
 
     @property
+    def workers_up(self) -> int:
+        return sum(worker.downlink.state is LinkState.OPEN for worker in self.workers.workers)
+
+    @property
     def addresses(self) -> list[str]:
         """Where participants can connect: one address where the workers share it."""
         if self.settings.share_port:

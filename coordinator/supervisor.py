@@ -95,20 +95,24 @@ class Supervisor:
     async def start(self, earlier: Sequence[Recorded] = ()) -> None:
         """Adopts the workers of an ``earlier`` life that still run, and spawns the others.
 
-        Returns when each has booted. Raises WorkerBootError if one of the new ones can't.
+        Returns when those that were adopted, or else all, have booted: participants that are there needn't
+        wait for a missing worker. Raises WorkerBootError if nobody was adopted and one can't boot.
         """
         by_index = {recorded.index: recorded for recorded in earlier}
         for slot in self.slots:
             recorded = by_index.pop(slot.index, None)
             slot.incarnation = recorded.incarnation if recorded is not None else 0
-            if recorded is None or not self._adopt(slot, recorded):
-                self._spawn(slot)
+            if recorded is not None:
+                self._adopt(slot, recorded)
+        for slot in self.slots:
+            if slot.process is None:
+                self._respawn(slot) if self._adopted else self._spawn(slot)
         for recorded in by_index.values():  # there are fewer slots than there were
             self._dismiss(recorded)
         try:
             await asyncio.wait_for(self._all_booted, self._settings.boot_timeout)
         except TimeoutError:
-            late = ", ".join(str(slot.index) for slot in self.slots if not slot.booted)
+            late = ", ".join(str(slot.index) for slot in self._adopted or self.slots if not slot.booted)
             raise WorkerBootError(
                 f"worker {late} said nothing within {self._settings.boot_timeout:g} s of its start"
             ) from None
@@ -120,7 +124,14 @@ class Supervisor:
         self._changed.set()
         if slot.restart is not None:
             slot.restart.cancel()
-        if not self._all_booted.done() and all(slot.booted for slot in self.slots):
+        self._check_started()
+
+    @property
+    def _adopted(self) -> list[Slot]:
+        return [slot for slot in self.slots if isinstance(slot.process, AdoptedProcess)]
+
+    def _check_started(self) -> None:
+        if not self._all_booted.done() and all(slot.booted for slot in self._adopted or self.slots):
             self._all_booted.set_result(None)
 
     def departed(self, index: int) -> None:
@@ -224,15 +235,15 @@ class Supervisor:
                 return False
         return True
 
-    def _adopt(self, slot: Slot, recorded: Recorded) -> bool:
-        """False if that process isn't there any more, or can't reach this coordinator."""
+    def _adopt(self, slot: Slot, recorded: Recorded) -> None:
+        """Does nothing if that process isn't there any more, or can't reach this coordinator."""
         if f"--coordinator={self._endpoint}" not in recorded.arguments or not recorded.lives():
             self._dismiss(recorded)
-            return False
+            return
         try:
             process = AdoptedProcess(recorded.pid, lambda code: self._on_exit(slot, process, code))
         except OSError:
-            return False
+            return
         log.info("worker %d (pid %d) is still there", slot.index, recorded.pid)
         slot.process, slot.arguments = process, recorded.arguments
         self._listener.adopting(slot.index, slot.incarnation, process.pid)
@@ -240,7 +251,6 @@ class Supervisor:
         wait = max(ADOPTION_TIME, self._settings.liveness)
         slot.restart = self._loop.call_later(wait, self._check_boot, slot)
         self._record()
-        return True
 
     def _dismiss(self, recorded: Recorded) -> None:
         """A worker of an earlier life that nobody needs: it drains."""
@@ -317,7 +327,8 @@ class Supervisor:
         if self._stopping:
             return
         adopted = isinstance(process, AdoptedProcess)
-        if not self._all_booted.done() and not adopted:
+        self._check_started()
+        if not self._all_booted.done() and not adopted and not self._adopted:
             text = f"worker {slot.index} could not start ({describe_exit(code)})"
             if code == EXIT_COULD_NOT_START:
                 text += "; its own message is above"

@@ -247,7 +247,7 @@ class Workers:
             session=join.session,
             peer=join.peer,
             accepts_cancel=join.accepts_cancel,
-            joined_at=time.monotonic(),
+            joined_at=join.joined_at,
         )
         member = self.dispatcher.returned(newcomer, join.tag)
         if member is None:

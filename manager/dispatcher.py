@@ -89,6 +89,12 @@ class Dispatcher:
         return next(self._ids)
 
     def joined(self, member: Member) -> None:
+        if self.pool.outdated(member):
+            member.gone = True
+            self._transport.end(member)
+            self._ending.add(member)
+            self._schedule()
+            return
         replaced = self.pool.join(member)
         if replaced is not None:
             self._sparingly.warning(

@@ -123,13 +123,20 @@ class Pool:
 
     def back(self, newcomer: Member) -> Member | None:
         """Who this newcomer is, if it was expected: that member is pooled again, in its session."""
-        member = self._moving_by_id.pop(newcomer.participant_id, None)
-        if member is None:
+        member = self._moving_by_id.get(newcomer.participant_id)
+        if member is None or newcomer.joined_at < member.joined_at:
             return None
+        del self._moving_by_id[newcomer.participant_id]
         del self._moving[member.key]
         member.seat(newcomer)
         self.join(member)
         return member
+
+    def outdated(self, newcomer: Member) -> bool:
+        """Whether a newer session of the same participant is known already: its report came sooner."""
+        id = newcomer.participant_id
+        known = self._by_id.get(id) or self._moving_by_id.get(id)
+        return known is not None and newcomer.joined_at < known.joined_at
 
     def expects(self, participant_id: str) -> bool:
         """Whether somebody of this name has been told to reconnect."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -67,7 +66,7 @@ class _LocalManager:
             session=stream.id,
             peer=stream.peer,
             accepts_cancel=hello.accepts_cancel,
-            joined_at=time.monotonic(),
+            joined_at=stream.joined_at,
         )
         self._members[stream.id] = member
         self.dispatcher.joined(member)

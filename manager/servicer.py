@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Final, Protocol
@@ -248,6 +249,7 @@ class Servicer:
             return
         delay = self._admission.newcomer(len(self.streams), self._loop.time())
         if delay is None:
+            stream.joined_at = time.monotonic()
             self.streams[stream.id] = stream
             self._sink.joined(stream, hello)
         else:

@@ -51,6 +51,7 @@ class Stream:
         "folding",
         "hello",
         "id",
+        "joined_at",
         "over",
         "peer",
         "session",
@@ -64,6 +65,7 @@ class Stream:
         self.session = Session()
         self.hello: stream_pb2.Hello | None = None
         self.peer = context.peer()
+        self.joined_at = 0.0  # monotonic seconds
         self.tag = 0  # of the instruction in flight
         self.wave: Wave | None = None  # of the broadcast that it has been sent
         # folding.py's:

@@ -190,6 +190,7 @@ class Worker:
             accepts_cancel=hello.accepts_cancel,
             peer=stream.peer,
             tag=stream.tag if stream.busy else 0,
+            joined_at=stream.joined_at,
         )
 
     # To the coordinator

@@ -351,12 +351,15 @@ class Join(google.protobuf.message.Message):
     ACCEPTS_CANCEL_FIELD_NUMBER: builtins.int
     PEER_FIELD_NUMBER: builtins.int
     TAG_FIELD_NUMBER: builtins.int
+    JOINED_AT_FIELD_NUMBER: builtins.int
     session: builtins.int
     participant_id: builtins.str
     accepts_cancel: builtins.bool
     peer: builtins.str
     tag: builtins.int
     """of the instruction in flight, 0 if none (only in a Hello)"""
+    joined_at: builtins.float
+    """seconds, on a clock that all managers share"""
     @property
     def attributes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     def __init__(
@@ -368,8 +371,9 @@ class Join(google.protobuf.message.Message):
         accepts_cancel: builtins.bool = ...,
         peer: builtins.str = ...,
         tag: builtins.int = ...,
+        joined_at: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accepts_cancel", b"accepts_cancel", "attributes", b"attributes", "participant_id", b"participant_id", "peer", b"peer", "session", b"session", "tag", b"tag"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepts_cancel", b"accepts_cancel", "attributes", b"attributes", "joined_at", b"joined_at", "participant_id", b"participant_id", "peer", b"peer", "session", b"session", "tag", b"tag"]) -> None: ...
 
 Global___Join: typing_extensions.TypeAlias = Join
 

@@ -511,8 +511,7 @@ def test_a_call_whose_instruction_is_gone_is_lost_and_costs_the_script_nothing_e
             id=1, participants=[1, 2], payloads=[control_pb2.Payload(size=2**20, descriptor=2**31 - 1)]
         )
         harness.attachment.handle(control_pb2.ClientBatch(calls=[start]))
-        (batch,) = await harness.answers()
-        (settled,) = batch.settled
+        (settled,) = (await harness.answers()).settled
         assert (settled.call, list(settled.indices)) == (1, [0, 1])
         assert list(settled.outcomes) == [control_pb2.LOST, control_pb2.LOST]
         harness.attachment.close()

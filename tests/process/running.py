@@ -77,7 +77,7 @@ class RunningCoordinator(Process):
         ]
         super().__init__(arguments, log, environment)
         try:
-            ready = eventually(self._ready, what=f"{' '.join(arguments)} to start")
+            ready = eventually(self._ready, 3 * PATIENCE, f"{' '.join(arguments)} to start")
         except BaseException:
             self.end()
             raise

@@ -1,0 +1,85 @@
+"""What the dispatcher makes of sessions of one participant, in whatever order it hears of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from functools import wraps
+from typing import Any
+
+from manager.blobs import Payload
+from manager.call import Call, OutcomeKind, Send
+from manager.dispatcher import Dispatcher
+from manager.members import Member
+
+
+class Ends:
+    """A transport that notes whose streams are to be ended, and where instructions go."""
+
+    def __init__(self) -> None:
+        self.ended: list[Member] = []
+        self.sent: list[tuple[int, int]] = []
+
+    def keep(self, instruction: bytes) -> Payload:
+        return instruction
+
+    def instruct(self, sends: Sequence[Send]) -> None:
+        self.sent += [(member.worker, member.session) for send in sends for member in send.members]
+
+    def cancel(self, member: Member, tag: int) -> None:
+        pass
+
+    def close_batch(self, worker: int, call: Call) -> None:
+        pass
+
+    def end(self, member: Member) -> None:
+        self.ended.append(member)
+
+
+def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    @wraps(test)
+    def run() -> None:
+        asyncio.run(test())
+
+    return run
+
+
+def session(key: int, joined_at: float, worker: int = 0, name: str = "a") -> Member:
+    return Member(key, name, {}, worker, session=key, joined_at=joined_at)
+
+
+@on_a_loop
+async def test_of_two_sessions_the_one_that_joined_later_stays_whichever_is_heard_of_first() -> None:
+    for order in ([1, 2], [2, 1]):
+        transport = Ends()
+        dispatcher = Dispatcher(transport)
+        older, newer = session(1, joined_at=10.0), session(2, joined_at=11.0, worker=1)
+        for key in order:
+            dispatcher.joined(older if key == 1 else newer)
+        assert list(dispatcher.pool) == [newer]
+        assert transport.ended == [older]
+        dispatcher.ended(older)
+        assert list(dispatcher.pool) == [newer]
+        dispatcher.close()
+
+
+@on_a_loop
+async def test_an_older_session_that_is_heard_of_late_is_no_return_of_one_that_moves() -> None:
+    transport = Ends()
+    dispatcher = Dispatcher(transport)
+    member = session(1, joined_at=11.0)
+    dispatcher.joined(member)
+    dispatcher.moved(member)
+    call = dispatcher.start_call([member], [b"x"], timeout=None, quorum=None)
+    late = session(2, joined_at=10.0, worker=1)
+    assert dispatcher.returned(late) is None
+    dispatcher.joined(late)
+    assert transport.ended == [late]
+    dispatcher.ended(late)
+    back = session(3, joined_at=12.0, worker=2)
+    assert dispatcher.returned(back) is member
+    dispatcher.settle()
+    assert transport.sent == [(2, 3)]
+    assert call.outcomes == [None]
+    dispatcher.close()
+    assert call.outcomes == [(OutcomeKind.LOST, b"")]
