@@ -35,6 +35,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.storm
 	$(BIN)/python -m benchmarks.churn
 	$(BIN)/python -m benchmarks.gather
+	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.keepalive
 	$(BIN)/python -m benchmarks.flower
 	$(BIN)/python -m benchmarks.flower --size 1000000
 

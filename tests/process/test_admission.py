@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from coordinator import connect
+from coordinator import Coordinator, CoordinatorGone, connect
 from manager import StartError, create_participant_manager
 from manager.limits import Limits
 from protos import control_pb2, stream_pb2
@@ -208,3 +208,33 @@ def test_a_single_process_has_limits_as_well(devices: Devices) -> None:
         inside = next(each for each in coming.all if not each.delays)
         coming.leave(inside)
         eventually(lambda: len(manager) == 2)
+
+
+def test_more_participants_than_wanted_in_all_are_told_when_to_come_back(devices: Devices) -> None:
+    limits = Limits(come_back=(7.0, 9.0))
+    with Coordinator(
+        workers=2, listen="127.0.0.1:0", max_participants=4, limits=limits, log_level="critical"
+    ) as coordinator:
+        joined = devices.join(coordinator.listen, 7)
+        eventually(lambda: sum(device.reconnect is not None for device in joined) == 3)
+        turned_away = [device.reconnect.delay_seconds for device in joined if device.reconnect is not None]
+        assert all(7.0 <= delay <= 9.0 for delay in turned_away)
+        assert len(coordinator.get_participants(4, timeout=20)) == 4
+        status = coordinator.status()
+        assert (status.participants, status.turned_away) == (4, 3)
+        next(device for device in joined if device.reconnect is None).leave()
+        eventually(lambda: coordinator.status().participants == 3)
+        (late,) = devices.join(coordinator.listen, 1, prefix="late")
+        eventually(lambda: coordinator.status().participants == 4)
+        assert late.reconnect is None
+
+
+def test_more_scripts_than_wanted_are_refused_with_a_sentence() -> None:
+    with (
+        Coordinator(
+            workers=1, listen="127.0.0.1:0", control="127.0.0.1:0", max_scripts=1, log_level="critical"
+        ) as coordinator,
+        connect(coordinator.control),
+        pytest.raises(CoordinatorGone, match="1 scripts are attached, as many as --max-scripts allows"),
+    ):
+        connect(coordinator.control)
