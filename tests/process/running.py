@@ -12,8 +12,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import grpc
 import psutil
 
+from coordinator.view import as_dict
+from protos import control_pb2
+from protos.control_pb2_grpc import ControlStub
 from tests.support import PATIENCE, eventually
 
 BIN = Path(sys.executable).parent
@@ -89,10 +93,10 @@ class RunningCoordinator(Process):
         return [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(
-            command("coordinator", "status", "--json", f"--control={self.control}")
-        )
-        return found
+        """What ``coordinator status --json`` shows, without a process for each look."""
+        with grpc.insecure_channel(self.control) as channel:
+            status = ControlStub(channel).GetStatus(control_pb2.StatusRequest(), timeout=PATIENCE)
+        return as_dict(status)
 
     def _ready(self) -> dict[str, Any] | None:
         if self.popen.poll() is not None:

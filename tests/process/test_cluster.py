@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import signal
 import socket
@@ -37,7 +38,9 @@ def test_two_hundred_participants_on_four_workers_each_answer_every_instruction_
         with connect(coordinator.control) as connection:
             cohort = connection.get_participants(200, timeout=60)
             assert len(cohort) == 200
-            status = coordinator.status()
+            status = json.loads(
+                command("coordinator", "status", "--json", f"--control={coordinator.control}")
+            )
             assert status["participants"] == 200
             assert len(status["workers"]) == 4
             assert sum(worker["participants"] for worker in status["workers"]) == 200
