@@ -261,7 +261,7 @@ class Workers:
     def _turn_away(self, worker: Worker, join: link_pb2.Join) -> bool:
         """Whether there is no room for it; it is then told when to come back."""
         limit, pool = self._settings.max_participants, self.dispatcher.pool
-        if limit is None or len(pool) + pool.moving < limit or pool.expects(join.participant_id):
+        if limit is None or len(pool) + pool.moving < limit or pool.knows(join.participant_id):
             return False
         delay = self._admission.full(time.monotonic())
         worker.orders.move([join.session], delay, delay)

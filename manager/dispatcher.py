@@ -135,7 +135,7 @@ class Dispatcher:
         if member.gone or self.draining:
             self.ended(member)
             return
-        self.settle()  # sends what is meant for its old session to that
+        self._send()  # what is meant for its old session goes to that
         deadline = time.monotonic() + RETURN_TIME
         self.pool.move(member, deadline)
         self.calls.moved(member)
@@ -196,9 +196,7 @@ class Dispatcher:
         """Carries out whatever the last events have led to; at the end of the turn it comes by itself."""
         self._scheduled = False
         calls, transport = self.calls, self._transport
-        if calls.sends:
-            sends, calls.sends = calls.sends, []
-            transport.instruct(sends)
+        self._send()
         if calls.cancels:
             cancels, calls.cancels = calls.cancels, []
             for member, tag in cancels:
@@ -222,6 +220,12 @@ class Dispatcher:
                 request = self._requests.pop(grant.request.id)
                 if not request.done():
                     request.set_result(Acquired(grant.request.id, grant.members))
+
+    def _send(self) -> None:
+        """Sends the instructions that have been given; for thousands of members who move, this alone."""
+        if self.calls.sends:
+            sends, self.calls.sends = self.calls.sends, []
+            self._transport.instruct(sends)
 
     def _tell(self) -> None:
         """Tells waiters how their calls go. What goes wrong there must not cost others theirs."""

@@ -142,6 +142,10 @@ class Pool:
         """Whether somebody of this name has been told to reconnect."""
         return participant_id in self._moving_by_id
 
+    def knows(self, participant_id: str) -> bool:
+        """Whether somebody of this name is there already, or expected: a newcomer takes no other's place."""
+        return participant_id in self._by_id or self.expects(participant_id)
+
     def missing(self, now: float) -> list[Member]:
         """Those that were expected back by now; each must ``leave``."""
         return [member for member, until in self._moving.values() if until <= now]

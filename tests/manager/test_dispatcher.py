@@ -11,6 +11,7 @@ from manager.blobs import Payload
 from manager.call import Call, OutcomeKind, Send
 from manager.dispatcher import Dispatcher
 from manager.members import Member
+from manager.pool import Grant
 
 
 class Ends:
@@ -83,3 +84,32 @@ async def test_an_older_session_that_is_heard_of_late_is_no_return_of_one_that_m
     assert call.outcomes == [None]
     dispatcher.close()
     assert call.outcomes == [(OutcomeKind.LOST, b"")]
+
+
+@on_a_loop
+async def test_who_moves_makes_nobody_look_through_all_participants_again() -> None:
+    """Thousands move at once, in one report, while somebody waits for a lease."""
+    transport = Ends()
+    dispatcher = Dispatcher(transport)
+    members = [session(key, joined_at=1.0, name=f"p{key}") for key in range(1, 51)]
+    for member in members:
+        dispatcher.joined(member)
+    waiting = asyncio.ensure_future(dispatcher.acquire(100, None, {}, None, exclusive=True))
+    await asyncio.sleep(0)
+    dispatcher.settle()
+    looks = 0
+    serve = dispatcher.pool.serve
+
+    def counted() -> list[Grant]:
+        nonlocal looks
+        looks += 1
+        return serve()
+
+    dispatcher.pool.serve = counted  # type: ignore[method-assign]
+    for member in members:
+        dispatcher.moved(member)
+    dispatcher.settle()
+    assert looks == 1
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    dispatcher.close()

@@ -222,7 +222,13 @@ def test_more_participants_than_wanted_in_all_are_told_when_to_come_back(devices
         assert len(coordinator.get_participants(4, timeout=20)) == 4
         status = coordinator.status()
         assert (status.participants, status.turned_away) == (4, 3)
-        next(device for device in joined if device.reconnect is None).leave()
+        again = next(device for device in joined if device.reconnect is None)
+        hello = stream_pb2.Hello(participant_id=again.id)
+        newer = devices.one(coordinator.listen, stream_pb2.ParticipantMessage(hello=hello))
+        eventually(lambda: again.ended is not None)
+        assert newer.reconnect is None, "it takes no other's place"
+        assert coordinator.status().participants == 4
+        newer.leave()
         eventually(lambda: coordinator.status().participants == 3)
         (late,) = devices.join(coordinator.listen, 1, prefix="late")
         eventually(lambda: coordinator.status().participants == 4)
