@@ -23,16 +23,15 @@ from manager.members import Member
 from manager.shares import reduction_of
 from protos import control_pb2, link_pb2, stream_pb2
 from protos.envelope import is_instruction
+from protos.messages import failure
 
 log = logging.getLogger("muster.control")
 
 CONTROL_VERSION = 1
 
-TOO_LARGE = stream_pb2.ParticipantMessage(
-    failure=stream_pb2.Failure(
-        code=stream_pb2.Failure.RESOURCE_EXHAUSTED,
-        text=f"its answer is larger than the {MAX_ITEM_BYTES} bytes that an attached script can be sent",
-    )
+TOO_LARGE = failure(
+    stream_pb2.Failure.RESOURCE_EXHAUSTED,
+    f"its answer is larger than the {MAX_ITEM_BYTES} bytes that an attached script can be sent",
 ).SerializeToString()
 
 

@@ -26,9 +26,6 @@ from manager.loop import new_event_loop
 from manager.options import AddressType, limit_options, log_options, option, take_limits
 from manager.usage import allow_many_files, calm_garbage_collection
 
-UPDATE_INTERVAL = 0.5
-"""Seconds between two looks of the live display."""
-
 
 @click.group()
 @click.version_option(version("muster"), prog_name="coordinator")
@@ -167,7 +164,7 @@ def start(log_level: str, log_format: LogFormat, share_port: bool, **options: An
 
 async def _serve(settings: Settings, live: bool) -> None:
     from coordinator.running import RunningCoordinator  # grpc and zmq load here: --help stays fast
-    from coordinator.view import LiveView, LogView, View, log
+    from coordinator.view import UPDATE_INTERVAL, LiveView, LogView, View, log
 
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()

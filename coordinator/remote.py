@@ -25,9 +25,6 @@ ANSWER_TIMEOUT = 5.0
 LOOK_INTERVAL = 0.2
 """Seconds between two looks how the draining goes."""
 
-WATCH_INTERVAL = 0.5
-"""Seconds between two looks of the live display."""
-
 control_option = option(
     "--control", type=AddressType(), default=DEFAULT_CONTROL, help="The coordinator's control address."
 )
@@ -87,7 +84,7 @@ def participants(control: Address, where: tuple[tuple[str, str], ...], as_json: 
 @control_option
 def top(control: Address) -> None:
     """Watch a running coordinator live, until Ctrl-C."""
-    from coordinator.view import LiveView
+    from coordinator.view import UPDATE_INTERVAL, LiveView
 
     if not sys.stderr.isatty():
         raise click.UsageError("this needs a terminal; use `coordinator status` elsewhere")
@@ -96,7 +93,7 @@ def top(control: Address) -> None:
         with LiveView() as view:
             while True:
                 view.update(answer)
-                time.sleep(WATCH_INTERVAL)
+                time.sleep(UPDATE_INTERVAL)
                 answer = stub.GetStatus(control_pb2.StatusRequest(), timeout=ANSWER_TIMEOUT)
 
 

@@ -104,6 +104,7 @@ class Supervisor:
             slot.incarnation = recorded.incarnation if recorded is not None else 0
             if recorded is not None:
                 self._adopt(slot, recorded)
+        self._record()  # once all are known: until then the earlier record is the better one
         for slot in self.slots:
             if slot.process is None:
                 self._respawn(slot) if self._adopted else self._spawn(slot)
@@ -155,25 +156,24 @@ class Supervisor:
         """
         if self.restarting:
             raise RuntimeError("the workers are being restarted already")
-        self.restarting = True
         log.info("all workers are restarted, one after the other")
-        try:
-            for slot in self.slots:
-                await self._restart_one(slot, grace)
-                yield slot
-        finally:
-            self.restarting = False
+        async for slot in self._restart_in_turn(self.slots, grace):
+            yield slot
 
     async def renew(self) -> None:
         """Restarts the workers that were adopted and run with other settings than these, one by one."""
         outdated = [s for s in self.slots if s.process is not None and s.arguments != self._arguments(s)]
-        if not outdated:
-            return
+        for slot in outdated:
+            log.info("worker %d runs with other settings; it is started again", slot.index)
+        async for _ in self._restart_in_turn(outdated, self._settings.grace):
+            pass
+
+    async def _restart_in_turn(self, slots: Sequence[Slot], grace: float) -> AsyncIterator[Slot]:
         self.restarting = True
         try:
-            for slot in outdated:
-                log.info("worker %d runs with other settings; it is started again", slot.index)
-                await self._restart_one(slot, self._settings.grace)
+            for slot in slots:
+                await self._restart_one(slot, grace)
+                yield slot
         finally:
             self.restarting = False
 
@@ -190,7 +190,7 @@ class Supervisor:
                 raise WorkerBootError(f"worker {slot.index} does not come up again")
             if slot.incarnation == before and slot.process is not None and self._loop.time() > deadline:
                 log.warning("worker %d does not stop by itself", slot.index)
-                slot.process.send_signal(KILL)
+                self._kill(slot)
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), 1.0)
@@ -250,7 +250,6 @@ class Supervisor:
         # One that was wedged already will not say so.
         wait = max(ADOPTION_TIME, self._settings.liveness)
         slot.restart = self._loop.call_later(wait, self._check_boot, slot)
-        self._record()
 
     def _dismiss(self, recorded: Recorded) -> None:
         """A worker of an earlier life that nobody needs: it drains."""

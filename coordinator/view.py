@@ -21,6 +21,9 @@ from protos import control_pb2
 
 log = logging.getLogger("muster.coordinator")
 
+UPDATE_INTERVAL = 0.5
+"""Seconds between two looks of the live display."""
+
 
 class View(Protocol):
     """Shows a running coordinator, for as long as it is entered."""

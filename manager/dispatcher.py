@@ -156,7 +156,7 @@ class Dispatcher:
     def drain(self) -> None:
         """Begins nothing new, and expects nobody back who is told to reconnect from now on."""
         self.draining = True
-        for member in self.pool.missing(float("inf")):
+        for member in self.pool.away:
             self.ended(member)
 
     def ended(self, member: Member) -> None:
@@ -372,7 +372,7 @@ class Dispatcher:
     def close(self) -> None:
         """Ends everything that still runs: calls as lost, waiters with Closed."""
         self._closed = True
-        for member in (*self.pool, *self.pool.missing(float("inf")), *self._ending):
+        for member in (*self.pool, *self.pool.away, *self._ending):
             self.ended(member)
         self.calls.close()
         self.settle()

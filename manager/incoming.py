@@ -11,7 +11,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from manager.blobs import Blob, Payload, view_of
-from manager.members import ANONYMOUS
+from manager.members import ANONYMOUS, recognisable
 from manager.spool import NoRoomError
 from protos import stream_pb2
 from protos.chunks import WHOLE_SIZE, Assembler, Pieces, read_chunk
@@ -56,7 +56,7 @@ def read_hello(data: bytes) -> stream_pb2.Hello:
     if len(data) > MAX_HELLO:
         raise MalformedMessageError(f"a first message of {len(data)} bytes; it may have {MAX_HELLO} at most")
     hello = _parse(data).hello
-    if hello.participant_id.startswith(ANONYMOUS):
+    if not recognisable(hello.participant_id):
         raise MalformedMessageError(f"participant ids that begin with {ANONYMOUS!r} are made up by managers")
     return hello
 

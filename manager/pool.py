@@ -86,8 +86,13 @@ class Pool:
         return sum(len(members) for members in self._leases.values())
 
     @property
+    def away(self) -> list[Member]:
+        """All that have been told to reconnect and are expected back."""
+        return [member for member, _ in self._moving.values()]
+
+    @property
     def moving(self) -> int:
-        """Participants that have been told to reconnect and are expected back."""
+        """How many these are."""
         return len(self._moving)
 
     def get(self, key: int) -> Member | None:

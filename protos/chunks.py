@@ -109,11 +109,11 @@ def read_chunk(
     # The form that everybody writes is read by hand, because protobuf would copy the data twice.
     try:
         position, total = 1, 0
-        _, position = _read_varint(message, position)
+        _, position = read_varint(message, position)
         if message[position] == _TOTAL_TAG:
-            total, position = _read_varint(message, position + 1)
+            total, position = read_varint(message, position + 1)
         if message[position] == _DATA_TAG:
-            length, position = _read_varint(message, position + 1)
+            length, position = read_varint(message, position + 1)
             if position + length == len(message):
                 return total, memoryview(message)[position:]
     except IndexError:
@@ -245,7 +245,7 @@ def varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+def read_varint(data: bytes, position: int) -> tuple[int, int]:
     """The number that begins at ``position``, and where it ends. Raises IndexError if it doesn't."""
     number = shift = 0
     while True:

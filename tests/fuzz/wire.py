@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from protos.chunks import varint
+from protos.chunks import read_varint, varint
 
 RAW = -1
 """The wire type of a field that is put into the message as it is."""
@@ -58,16 +58,16 @@ def take_apart(data: bytes, descriptor: Any) -> Fields:
     fields: Fields = []
     position = 0
     while position < len(data):
-        tag, position = _read_varint(data, position)
+        tag, position = read_varint(data, position)
         number, wire_type = tag >> 3, tag & 7
         if wire_type == 0:
             value: Any
-            value, position = _read_varint(data, position)
+            value, position = read_varint(data, position)
         elif wire_type == 1:
             value, position = data[position : position + 8], position + 8
         else:
             assert wire_type == 2, "no valid message of ours has others"
-            size, position = _read_varint(data, position)
+            size, position = read_varint(data, position)
             value, position = data[position : position + size], position + size
             known = descriptor.fields_by_number[number]
             if known.message_type is not None:
@@ -256,17 +256,6 @@ def _unpacked(data: bytes) -> tuple[int, ...]:
     numbers: list[int] = []
     position = 0
     while position < len(data):
-        number, position = _read_varint(data, position)
+        number, position = read_varint(data, position)
         numbers.append(number)
     return tuple(numbers)
-
-
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-        shift += 7
