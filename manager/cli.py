@@ -24,6 +24,9 @@ from manager.loop import new_event_loop
 from manager.options import AddressType, limit_options, log_options, option, take_limits
 from manager.usage import allow_many_files
 
+EXIT_TIMEOUT = 2.0
+"""Seconds that the process may take to exit once it has said goodbye; then it says where it hangs."""
+
 EXIT_COULD_NOT_START = 3
 EXIT_LINK_LOST = 4
 
@@ -107,6 +110,8 @@ def start(
         )
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             reason = runner.run(run(settings))
+        # Python waits for threads at its end, and a custom reducer may hang in one: nobody waits for that.
+        faulthandler.dump_traceback_later(EXIT_TIMEOUT, exit=True)
     except StartError as error:
         log.error("worker %d can't start: %s", index, error)
         sys.exit(EXIT_COULD_NOT_START)

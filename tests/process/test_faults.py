@@ -20,6 +20,7 @@ import pytest
 
 from coordinator import Coordinator, CoordinatorGone, ParticipantLost, WorkerBootError, connect
 from coordinator.restarts import MAX_DEATHS
+from manager.folding import INLINE_SIZE
 from tests.process.running import start_coordinator, start_participants
 from tests.support import Devices, eventually, instruction, tensors
 
@@ -113,6 +114,33 @@ def test_a_worker_whose_loop_is_blocked_says_where_it_hangs_before_it_is_killed(
     said = capfd.readouterr().err
     assert "Fatal Python error: Aborted" in said
     assert 'reducers.py", line' in said, "the stack dump does not show where it hangs"
+
+
+def test_a_worker_that_has_drained_exits_though_a_reducer_hangs_in_its_thread(
+    devices: Devices, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Coordinator(
+        workers=1,
+        listen="127.0.0.1:0",
+        orphan_grace=1.0,
+        heartbeat=0.2,
+        log_level="critical",
+        reducers=["tests.process.reducers:Hanging"],
+    ) as coordinator:
+        devices.join(coordinator.listen, 1)
+        cohort = coordinator.get_participants(1, timeout=20)
+        pid = coordinator.status().workers[0].pid
+        with ThreadPoolExecutor(1) as threads:
+            large = tensors({"x": np.ones(INLINE_SIZE // 8 + 1000)})  # folded in the thread
+            call = threads.submit(
+                cohort.reduce, large, reducer="tests.process.reducers:Hanging", timeout=None
+            )
+            eventually(lambda: coordinator.status().busy == 1)
+            os.kill(pid, signal.SIGTERM)
+            assert set(call.result(40).lost) == set(cohort)
+        eventually(lambda: not psutil.pid_exists(pid), timeout=40)
+        eventually(lambda: coordinator.status().workers[0].incarnation == 2)
+    assert 'reducers.py", line' in capfd.readouterr().err, "it does not say where it hung"
 
 
 def test_workers_that_die_again_and_again_are_given_up_visibly(devices: Devices) -> None:
