@@ -18,7 +18,7 @@ from typing import cast
 
 from coordinator.control import ControlServer
 from coordinator.downlink import State as LinkState
-from coordinator.run_dir import InUseError, Recorded, RunDir, State, default_path
+from coordinator.run_dir import InUseError, RunDir, State, default_path
 from coordinator.settings import Settings
 from coordinator.supervisor import Slot, Supervisor
 from coordinator.workers import Workers
@@ -85,6 +85,7 @@ class RunningCoordinator:
             if settings.control is not None:
                 probe(settings.control)  # so that nobody waits for workers in vain
             listen, earlier = self._settle_down()
+            current = earlier.version == version("muster")
             self.listen = str(listen)
             import_from = _import_from(settings.reducers)
             run_dir = cast(RunDir, self._run_dir)
@@ -99,8 +100,8 @@ class RunningCoordinator:
             workers.settled = lambda: not supervisor.restarting
             supervisor.on_all_given_up = self.failed.set
             workers.open()
-            await supervisor.start(earlier)
-            self._renewal = asyncio.ensure_future(supervisor.renew())
+            await supervisor.start(earlier.workers)
+            self._renewal = asyncio.ensure_future(supervisor.renew(everybody=not current))
             if not settings.share_port:
                 self.listen = self.addresses[0]
             if settings.control is not None:
@@ -110,10 +111,10 @@ class RunningCoordinator:
             await self.stop(grace=0.0)
             raise
 
-    def _settle_down(self) -> tuple[Address, Sequence[Recorded]]:
+    def _settle_down(self) -> tuple[Address, State]:
         """Takes the run directory and the address for participants, or finds those of an earlier life.
 
-        Returns the address, and the workers of that life.
+        Returns the address, and what was recorded of that life.
         """
         settings = self.settings
         asked = settings.listen
@@ -141,7 +142,7 @@ class RunningCoordinator:
             if self._reservation is not None:
                 self._reservation.close()
         self._run_dir.serves(asked, listen)
-        return listen, earlier.workers
+        return listen, earlier
 
     def drain(self, grace: float | None = None) -> float:
         """Begins to stop; returns for how many seconds calls that run may go on."""

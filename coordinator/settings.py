@@ -83,10 +83,10 @@ class Settings:
 
 
 def make_settings(**options: Any) -> Settings:
-    """Settings from keyword arguments, in which addresses may be strings and None means the default."""
-    for name in ("listen", "control"):
+    """Settings from keyword arguments, in which addresses and paths may be strings, None the default."""
+    for name, parse in (("listen", Address.parse), ("control", Address.parse), ("run_dir", Path)):
         if isinstance(options.get(name), str):
-            options[name] = Address.parse(options[name])
+            options[name] = parse(options[name])
     if isinstance(reducers := options.get("reducers"), str):
         raise TypeError(f"reducers must be a list of import paths, not {reducers!r}")
     options["reducers"] = tuple(reducers or ())

@@ -160,13 +160,21 @@ class Supervisor:
         async for slot in self._restart_in_turn(self.slots, grace):
             yield slot
 
-    async def renew(self) -> None:
-        """Restarts the workers that were adopted and run with other settings than these, one by one."""
-        outdated = [s for s in self.slots if s.process is not None and s.arguments != self._arguments(s)]
+    async def renew(self, *, everybody: bool) -> None:
+        """Restarts the workers that were adopted and run with other settings than these, one by one.
+
+        ``everybody``: all that were adopted, for they are of another version.
+        """
+        outdated = [slot for slot in self._adopted if everybody or slot.arguments != self._arguments(slot)]
         for slot in outdated:
-            log.info("worker %d runs with other settings; it is started again", slot.index)
-        async for _ in self._restart_in_turn(outdated, self._settings.grace):
-            pass
+            what = "is of another version" if everybody else "runs with other settings"
+            log.info("worker %d %s; it is started again", slot.index, what)
+        try:
+            async for _ in self._restart_in_turn(outdated, self._settings.grace):
+                pass
+        except WorkerBootError as error:
+            if not self._stopping:
+                log.error("%s; those that are left go on as they are", error)
 
     async def _restart_in_turn(self, slots: Sequence[Slot], grace: float) -> AsyncIterator[Slot]:
         self.restarting = True

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
+from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers, make_settings
 from manager.listen import Address
 
 
@@ -87,3 +88,7 @@ def test_times_without_end_are_allowed() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(AttributeError):
         Settings().workers = 3  # type: ignore[misc]
+
+
+def test_the_run_directory_may_be_given_as_text() -> None:
+    assert make_settings(run_dir="/somewhere").run_dir == Path("/somewhere")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -132,6 +133,21 @@ def test_workers_with_other_settings_are_renewed_one_by_one(tmp_path: Path, devi
             eventually(lambda: [w["incarnation"] for w in second.status()["workers"]] == [2, 2])
             eventually(lambda: [w["state"] for w in second.status()["workers"]] == ["up", "up"])
             assert not set(pids(second)) & set(before)
+
+
+def test_workers_of_another_version_are_renewed(tmp_path: Path, devices: Devices) -> None:
+    state = tmp_path / "run" / "state.json"
+    with killed(tmp_path / "first.log", "--workers=1", f"--run-dir={tmp_path}/run") as first:
+        before = pids(first)
+        kill(first)
+        state.write_text(state.read_text().replace(f'"version": "{version("muster")}"', '"version": "0.0.1"'))
+        with start_coordinator(
+            tmp_path / "second.log", "--workers=1", *again(first), f"--run-dir={tmp_path}/run"
+        ) as second:
+            eventually(lambda: [w["incarnation"] for w in second.status()["workers"]] == [2])
+            eventually(lambda: [w["state"] for w in second.status()["workers"]] == ["up"])
+            assert pids(second) != before
+            assert "worker 0 is of another version; it is started again" in second.output
 
 
 def test_a_call_that_ran_is_told_to_its_script_and_its_answer_disturbs_nobody(
