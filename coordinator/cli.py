@@ -205,19 +205,22 @@ async def _serve(settings: Settings, live: bool) -> None:
                 await asyncio.wait([stopped, failed], timeout=UPDATE_INTERVAL)
             view.update(coordinator.status())
     finally:
-        stop.set()  # one more signal hurries
         calls = len(coordinator.dispatcher.calls)
-        grace = coordinator.drain()
-        patience = f": {calls} running calls have {grace:g} s to finish" if calls else ""
+        # A signal shortens what `coordinator drain` may have begun.
+        grace = coordinator.drain(settings.grace if stop.is_set() else None)
+        patience = f": {calls} running calls have {round(grace, 1):g} s to finish" if calls else ""
         log.info("stopping%s", patience)
         stopping = asyncio.ensure_future(coordinator.stop())
         hurried = asyncio.ensure_future(hurry.wait())
+        if not stop.is_set():
+            await asyncio.wait([stopping, stopped], return_when=asyncio.FIRST_COMPLETED)
+            coordinator.drain(settings.grace)
         await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             coordinator.hurry()
         await stopping
-        hurried.cancel()
-        failed.cancel()
+        for waiting in (hurried, failed, stopped):
+            waiting.cancel()
         log.info("stopped")
     if coordinator.failed.is_set():
         raise StartError("all workers have died too often and were given up; why is in the lines above")

@@ -32,6 +32,9 @@ from protos import control_pb2
 
 log = logging.getLogger("muster.coordinator")
 
+STOP_TIME = 2.0
+"""Seconds that workers get to exit once the grace period is over."""
+
 
 class RunningCoordinator:
     """Everything of a coordinator on the running event loop."""
@@ -47,6 +50,7 @@ class RunningCoordinator:
         self._control: ControlServer | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._stop_at = 0.0
         self.failed = asyncio.Event()
         """Set once every worker has been given up: nothing can be served any more."""
 
@@ -145,11 +149,18 @@ class RunningCoordinator:
         return listen, earlier
 
     def drain(self, grace: float | None = None) -> float:
-        """Begins to stop; returns for how many seconds calls that run may go on."""
-        grace = self.settings.grace if grace is None else grace
+        """Begins to stop, or shortens a stop under way; returns for how many seconds calls may go on."""
+        now = time.monotonic()
         if self._stopping is None:
-            self._stopping = asyncio.ensure_future(self._stop(grace))
-        return grace
+            self._stop_at = now + (self.settings.grace if grace is None else grace)
+            self._stopping = asyncio.ensure_future(self._stop())
+        elif grace is not None and now + grace < self._stop_at:
+            self._stop_at = now + grace
+            if self._workers is not None:
+                self._workers.drain_all(grace)
+            if self._supervisor is not None:
+                self._supervisor.shorten(grace + STOP_TIME)
+        return max(0.0, self._stop_at - now)
 
     @property
     def stopping(self) -> asyncio.Task[None] | None:
@@ -179,16 +190,17 @@ class RunningCoordinator:
             await stopping
             raise
 
-    async def _stop(self, grace: float) -> None:
+    async def _stop(self) -> None:
         if self._renewal is not None:
             self._renewal.cancel()
             await asyncio.wait([self._renewal])
         if self._control is not None:
             self._control.drain()
         if self._workers is not None:
+            grace = max(0.0, self._stop_at - time.monotonic())
             self._workers.drain_all(grace)
             if self._supervisor is not None:
-                await self._supervisor.stop(grace + 2.0)
+                await self._supervisor.stop(grace + STOP_TIME)
             await self._workers.close()
         if self._control is not None:
             await self._control.stop()

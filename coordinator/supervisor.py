@@ -85,6 +85,7 @@ class Supervisor:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self._deadline = 0.0  # of what a stop waits for
         self._all_booted: asyncio.Future[None] = self._loop.create_future()
         self._changed = asyncio.Event()  # something has booted, ended or been given up
         self.on_all_given_up: Callable[[], None] = lambda: None
@@ -214,15 +215,20 @@ class Supervisor:
                 slot.restart.cancel()
             if slot.process is not None and not slot.booted:
                 slot.process.send_signal(signal.SIGTERM)  # it could not be asked
-        if await self._all_exited(patience):
+        if await self._all_exited_within(patience):
             return
         for number, wait in ((signal.SIGTERM, 2.0), (KILL, 10.0)):
             for slot in self.slots:
                 if slot.process is not None:
                     log.warning("worker %d does not stop by itself", slot.index)
                     slot.process.send_signal(number)
-            if await self._all_exited(wait):
+            if await self._all_exited_within(wait):
                 return
+
+    def shorten(self, patience: float) -> None:
+        """Makes a ``stop`` that is under way wait for so many seconds at most."""
+        self._deadline = min(self._deadline, time.monotonic() + patience)
+        self._changed.set()
 
     def hurry(self) -> None:
         """Makes a ``stop`` that is under way kill whatever still runs."""
@@ -233,12 +239,12 @@ class Supervisor:
         if slot.process is not None:
             slot.process.send_signal(KILL)
 
-    async def _all_exited(self, patience: float) -> bool:
-        deadline = time.monotonic() + patience
+    async def _all_exited_within(self, patience: float) -> bool:
+        self._deadline = time.monotonic() + patience
         while any(slot.process is not None for slot in self.slots):
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), deadline - time.monotonic())
+                await asyncio.wait_for(self._changed.wait(), self._deadline - time.monotonic())
             except TimeoutError:
                 return False
         return True

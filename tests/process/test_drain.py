@@ -64,6 +64,30 @@ def test_stop_does_not_wait(tmp_path: Path, devices: Devices) -> None:
                 assert len(running.result(20).lost) == 1
 
 
+@pytest.mark.parametrize("how", ["stop", "signal"])
+def test_a_long_drain_can_be_shortened(tmp_path: Path, devices: Devices, how: str) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=0.5") as coordinator:
+        (device,) = devices.join(coordinator.listen, 1)
+        with connect(coordinator.control) as connection, ThreadPoolExecutor(2) as threads:
+            cohort = connection.get_participants(1, timeout=20)
+            running = threads.submit(cohort.run, instruction("hold"))
+            assert device.holding.wait(20)
+            arguments = ["coordinator", "drain", "--grace=600", f"--control={coordinator.control}"]
+            draining = threads.submit(command, *arguments, patience=60)
+            eventually(lambda: coordinator.status()["draining"])
+            if how == "stop":
+                command("coordinator", "stop", f"--control={coordinator.control}")
+            else:
+                coordinator.send(signal.SIGTERM)
+            assert coordinator.wait() == 0, coordinator.output
+            said = draining.result(20)
+            assert "1 running calls have 600 s to finish" in said
+            assert "has stopped" in said
+            with contextlib.suppress(CoordinatorGone):
+                assert len(running.result(20).lost) == 1
+        assert "does not stop by itself" not in coordinator.output, "it was killed, not asked"
+
+
 def test_there_must_be_somebody_to_be_drained() -> None:
     for name in ("drain", "stop", "restart-workers"):
         done = run("coordinator", name, "--control=127.0.0.1:1")
