@@ -237,10 +237,13 @@ class Link:
         if self._error is not None:
             raise self._error
         if self._draining:
-            raise CoordinatorGone(
-                f"the coordinator at {self.address} is draining: what runs may finish, but nothing new "
-                f"begins; attach again with coordinator.connect once it is back"
-            )
+            raise self._drains()
+
+    def _drains(self) -> CoordinatorGone:
+        return CoordinatorGone(
+            f"the coordinator at {self.address} is draining: what runs may finish, but nothing new "
+            f"begins; attach again with coordinator.connect once it is back"
+        )
 
     # What the coordinator says
 
@@ -264,7 +267,11 @@ class Link:
         )
 
     def _handle(self, batch: control_pb2.ServerBatch) -> None:
-        self._draining |= batch.draining
+        if batch.draining and not self._draining:
+            self._draining = True
+            for waiting in self._requests.values():  # those that cross this included: nobody gets any more
+                if not waiting.future.done():
+                    waiting.future.set_exception(self._drains())
         for granted in batch.granted:
             members = [self._member(participant) for participant in granted.participants]
             request = self._requests.get(granted.id)

@@ -21,7 +21,7 @@ from coordinator.router import Payloads, Router
 from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
 from coordinator.transport import LinkTransport, Worker
-from manager.admission import Admission
+from manager.admission import Admission, moves_per_second
 from manager.blobs import Blob, Payload, Sample, can_open, open_all
 from manager.dispatcher import Dispatcher
 from manager.listen import Address
@@ -55,6 +55,7 @@ class Workers:
         self._transport = LinkTransport(self.workers, self._transmit)
         self.dispatcher = Dispatcher(self._transport, first_tag=epoch)
         self.dispatcher.max_message = settings.limits.max_message
+        self.dispatcher.pool.returns_per_second = moves_per_second(settings.limits.max_joins)
         self.on_booted: Callable[[int], None] = lambda index: None
         self.on_departed: Callable[[int], None] = lambda index: None
         self.on_silent: Callable[[int], None] = lambda index: None

@@ -25,10 +25,11 @@ and moved on to the next second that has not been given to ``r`` participants al
 window's seconds are taken, so that is soon. There is no window of more than MAX_WINDOW: then times are
 random.
 
-**Draining.** All *n* who are told to move go to other workers. They are worked for, so this doesn't wait for
-``max_joins`` (who comes too soon for that is told so)::
+**Draining.** Who is told to move goes to another worker. Calls wait for such participants, and these must
+not be told there to come back later still; so each gets the next free place in a queue of *m* places per
+second, the lesser of ``r`` and MOVES_PER_SECOND. Who waits for them (pool.py) counts in the same way::
 
-    delay = 0.25 + u * max(0.5, n / 1000)
+    place = max(place, now) + 1 / m               delay = 0.25 + place - now + u * 0.5
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ LEAST_DELAY: Final = 0.2
 
 LEAST_MOVE: Final = 0.25
 LEAST_MOVE_WINDOW: Final = 0.5
-"""Seconds in which the participants of a worker that drains come to others: from when on, and the shortest
-window."""
+"""Seconds in which a participant of a worker that drains comes to others once its place is there."""
 
 MOVES_PER_SECOND: Final = 1000
-"""How many of them come per second."""
+"""How many of them come per second at most."""
 
 MAX_WINDOW: Final = 3600.0
 """Seconds. A worker that sends so many away that their times are further off than that is under attack."""
+
+
+def moves_per_second(max_joins: float) -> float:
+    """How many participants of a worker that drains come to others per second."""
+    return min(MOVES_PER_SECOND, max_joins)
 
 
 class Admission:
@@ -76,7 +81,7 @@ class Admission:
         self._begin = math.floor(now)  # the first second of the book
         self._book: dict[int, int] = {}  # how many return in each second, because it was full
         self._away = 0  # the sum of it
-        self._move_window = LEAST_MOVE_WINDOW
+        self._move = now  # the last place of one that was told to move
         self.turned_away = 0
         """How many were told to come back, so far."""
 
@@ -109,13 +114,10 @@ class Admission:
         self._away += 1
         return at - now
 
-    def drain(self, pooled: int) -> None:
-        """So many are about to be moved."""
-        self._move_window = max(LEAST_MOVE_WINDOW, pooled / MOVES_PER_SECOND)
-
-    def move(self) -> float:
-        """The seconds after which one of them should be back, at another worker."""
-        return LEAST_MOVE + self._random() * self._move_window
+    def move(self, now: float) -> float:
+        """One is told to move: the seconds after which it should be at another worker."""
+        self._move = max(self._move, now) + 1 / moves_per_second(self._rate)
+        return LEAST_MOVE + self._move - now + self._random() * LEAST_MOVE_WINDOW
 
     def _turn_the_pages(self, now: float) -> None:
         """Forgets the seconds that are over."""

@@ -21,19 +21,16 @@ from manager.backend import Acquired, Running, Waiter, check_size
 from manager.blobs import Payload
 from manager.call import Call, OutcomeKind, Send
 from manager.calls import CallTable
-from manager.errors import Closed, NotEnoughParticipants
+from manager.errors import Closed
 from manager.logs import Sparingly
 from manager.members import Member, printable
-from manager.pool import Pool, Request, Shortage
+from manager.pool import Pool, Request
 from manager.shares import Folded, Partial, Reduction
 from protos.chunks import MAX_MESSAGE_SIZE
 
 log = logging.getLogger("muster.dispatcher")
 
 DRAINING = "it is draining: what runs may finish, but nothing new begins"
-
-RETURN_TIME = 15.0
-"""Seconds in which a participant that was told to reconnect is expected back."""
 
 
 class Transport(Protocol):
@@ -136,10 +133,9 @@ class Dispatcher:
             self.ended(member)
             return
         self._send()  # what is meant for its old session goes to that
-        deadline = time.monotonic() + RETURN_TIME
-        self.pool.move(member, deadline)
+        self.pool.move(member, time.monotonic())
         self.calls.moved(member)
-        self._watch(deadline)
+        self._watch(self.pool.next_deadline)
         self._schedule()
 
     def returned(self, newcomer: Member, tag: int = 0) -> Member | None:
@@ -154,8 +150,16 @@ class Dispatcher:
         return member
 
     def drain(self) -> None:
-        """Begins nothing new, and expects nobody back who is told to reconnect from now on."""
+        """Begins nothing new, and expects nobody back who is told to reconnect from now on.
+
+        Who waits for participants gets none any more.
+        """
         self.draining = True
+        for request, waiter in self._requests.items():
+            self.pool.abandon(request)
+            if not waiter.done():
+                waiter.set_exception(Closed(DRAINING))
+        self._requests.clear()
         for member in self.pool.away:
             self.ended(member)
 
@@ -364,7 +368,7 @@ class Dispatcher:
         for shortage in self.pool.expire(now):
             waiter = self._requests.pop(shortage.request.id)
             if not waiter.done():
-                waiter.set_exception(_not_enough(shortage))
+                waiter.set_exception(shortage.error())
         self._schedule()
         self._watch(self.calls.next_deadline)
         self._watch(self.pool.next_deadline)
@@ -381,15 +385,3 @@ class Dispatcher:
                 waiter.set_exception(Closed("closed while waiting for participants"))
         if self._timer is not None:
             self._timer.cancel()
-
-
-def _not_enough(shortage: Shortage) -> NotEnoughParticipants:
-    request = shortage.request
-    return NotEnoughParticipants(
-        asked=request.minimum,
-        matching=shortage.matching,
-        matching_by_worker=shortage.matching_by_worker,
-        pooled=shortage.pooled,
-        waited=shortage.waited,
-        where=request.where,
-    )

@@ -20,7 +20,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from manager.admission import MOVES_PER_SECOND
+from manager.errors import NotEnoughParticipants
 from manager.members import Member
+
+RETURN_TIME = 15.0
+"""Seconds in which a participant that was told to reconnect is expected back, once its place in the queue of
+those who move is there (admission.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,18 @@ class Shortage:
     pooled: int
     waited: float
 
+    def error(self) -> NotEnoughParticipants:
+        """What the caller is told."""
+        request = self.request
+        return NotEnoughParticipants(
+            asked=request.minimum,
+            matching=self.matching,
+            matching_by_worker=self.matching_by_worker,
+            pooled=self.pooled,
+            waited=self.waited,
+            where=request.where,
+        )
+
     @property
     def matching(self) -> int:
         return sum(self.matching_by_worker.values())
@@ -67,6 +85,10 @@ class Pool:
         self._by_id: dict[str, Member] = {}
         self._moving: dict[int, tuple[Member, float]] = {}  # and until when they are expected; by key
         self._moving_by_id: dict[str, Member] = {}
+        self.return_time = RETURN_TIME
+        self.returns_per_second: float = MOVES_PER_SECOND
+        """How many of those who are told to reconnect are told to come back in the same second."""
+        self._last_return = 0.0  # the place of the last of them
         self._waiting: dict[int, Request] = {}
         self._leases: dict[int, dict[int, Member]] = {}  # by request, then by key
         self._changed = False
@@ -114,15 +136,16 @@ class Pool:
         self._changed = True
         return replaced
 
-    def move(self, member: Member, until: float) -> None:
-        """The member has been told to reconnect, and is expected back before ``until``.
+    def move(self, member: Member, now: float) -> None:
+        """The member has been told to reconnect, and is expected back (``missing``).
 
-        It keeps its lease, but nobody else gets it meanwhile. Deadlines must not go backwards.
+        It keeps its lease, but nobody else gets it meanwhile.
         """
+        self._last_return = max(self._last_return, now) + 1 / self.returns_per_second
         del self._members[member.key]
         if self._by_id.get(member.participant_id) is member:
             del self._by_id[member.participant_id]
-        self._moving[member.key] = (member, until)
+        self._moving[member.key] = (member, self._last_return + self.return_time)
         self._moving_by_id[member.participant_id] = member
         self._changed = True
 

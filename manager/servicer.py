@@ -118,8 +118,6 @@ class Servicer:
 
         Those that have not said hello yet are told when they do.
         """
-        if not self.draining:
-            self._admission.drain(len(self.streams))
         self.draining = True
         for stream in list(self.streams.values()):
             self._send_away(stream)
@@ -245,7 +243,7 @@ class Servicer:
         stream.hello = hello
         self._silent.pop(stream, None)
         if self.draining:
-            self._send_off(stream, self._admission.move())
+            self._send_off(stream, self._admission.move(self._loop.time()))
             return
         delay = self._admission.newcomer(len(self.streams), self._loop.time())
         if delay is None:
@@ -273,7 +271,7 @@ class Servicer:
     def _send_away(self, stream: Stream) -> None:
         """This worker drains: the participant is told to go, unless it, or its answer, is being worked on."""
         if stream.idle:
-            self._move(stream, self._admission.move())
+            self._move(stream, self._admission.move(self._loop.time()))
 
     def _move(self, stream: Stream, delay: float, address: str = "") -> None:
         """The same, for one that is pooled. It is told so once it is known that it isn't any more."""

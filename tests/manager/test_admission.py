@@ -16,8 +16,8 @@ from manager.admission import (
     LEAST_MOVE,
     LEAST_MOVE_WINDOW,
     MAX_WINDOW,
-    MOVES_PER_SECOND,
     Admission,
+    moves_per_second,
 )
 
 NOW = 1234.5
@@ -221,14 +221,23 @@ def test_there_are_never_more_than_there_is_room_for_and_it_is_filled(
 # Draining
 
 
-@given(st.integers(0, 20_000), seeded)
-def test_those_who_are_moved_come_to_the_others_little_by_little(
-    size: int, random: randomness.Random
+@given(rates, st.lists(st.floats(0, 3), max_size=200), randoms)
+def test_those_who_are_moved_come_to_the_others_one_after_the_other(
+    rate: float, gaps: list[float], random: randomness.Random
 ) -> None:
-    subject = admission(random=random)
-    subject.drain(size)
-    window = max(LEAST_MOVE_WINDOW, size / MOVES_PER_SECOND)
-    delays = [subject.move() for _ in range(50)]
-    assert all(LEAST_MOVE <= delay <= LEAST_MOVE + window for delay in delays)
-    assert max(delays) - min(delays) > window / 4
+    """And each is there when who waits for it expects it at the latest (pool.py, without its 15 seconds)."""
+    subject = admission(max_joins=rate, random=random)
+    now, place, per_second = NOW, NOW, moves_per_second(rate)
+    for gap in gaps:
+        now += gap / rate
+        place = max(place, now) + 1 / per_second
+        back = now + subject.move(now)
+        assert place + LEAST_MOVE - CLOSE <= back <= place + LEAST_MOVE + LEAST_MOVE_WINDOW + CLOSE
     assert subject.turned_away == 0
+
+
+@given(st.sampled_from([50.0, 1000.0]), st.integers(2, 3000), seeded)
+def test_another_worker_lets_them_in_at_once(rate: float, size: int, random: randomness.Random) -> None:
+    leaving, other = admission(max_joins=rate, random=random), admission(max_joins=rate, random=random)
+    arrivals = sorted(NOW + leaving.move(NOW) for _ in range(size))
+    assert all(other.newcomer(0, at) is None for at in arrivals)

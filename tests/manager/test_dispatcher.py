@@ -7,9 +7,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
 from typing import Any
 
+import pytest
+
 from manager.blobs import Payload
 from manager.call import Call, OutcomeKind, Send
 from manager.dispatcher import Dispatcher
+from manager.errors import Closed
 from manager.members import Member
 from manager.pool import Grant
 
@@ -113,3 +116,15 @@ async def test_who_moves_makes_nobody_look_through_all_participants_again() -> N
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     dispatcher.close()
+
+
+@on_a_loop
+async def test_who_waits_for_participants_when_it_begins_to_drain_is_told_so() -> None:
+    dispatcher = Dispatcher(Ends())
+    asking = asyncio.create_task(dispatcher.acquire(1, None, {}, None, exclusive=True))
+    await asyncio.sleep(0)
+    dispatcher.drain()
+    dispatcher.joined(session(1, joined_at=10.0))
+    with pytest.raises(Closed, match="draining"):
+        await asking
+    assert (dispatcher.pool.waiting, dispatcher.pool.leased) == (0, 0)

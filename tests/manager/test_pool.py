@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manager.members import Member
-from manager.pool import Pool, Request
+from manager.pool import RETURN_TIME, Pool, Request
 from tests.manager.support import make_member
 
 EU = {"region": "eu"}
@@ -23,6 +23,7 @@ US = {"region": "us"}
 
 def make_pool(*members: Member) -> Pool:
     pool = Pool(random.Random(1))
+    pool.returns_per_second = math.inf
     for member in members:
         assert pool.join(member) is None
     return pool
@@ -360,7 +361,7 @@ def test_any_minimum_and_maximum_are_kept(there: int, minimum: int, extra: int) 
 def test_who_moves_is_not_in_the_pool_but_still_known() -> None:
     member, other = make_member(1, "a"), make_member(2, "b")
     pool = make_pool(member, other)
-    pool.move(member, 15.0)
+    pool.move(member, 0.0)
     assert list(pool) == [other]
     assert (len(pool), pool.moving) == (1, 1)
     assert pool.get(member.key) is member
@@ -372,7 +373,7 @@ def test_who_moves_is_not_in_the_pool_but_still_known() -> None:
 def test_who_moves_is_granted_to_nobody_until_it_is_back() -> None:
     member = make_member(1, "a")
     pool = make_pool(member)
-    pool.move(member, 15.0)
+    pool.move(member, 0.0)
     assert ask(pool, make_request(1, 1), make_lease(2, 1)) == {}
     assert pool.back(make_member(2, "a", worker=3)) is member
     assert [grant.members for grant in pool.serve()] == [[member], [member]]
@@ -381,7 +382,7 @@ def test_who_moves_is_granted_to_nobody_until_it_is_back() -> None:
 def test_it_is_the_same_member_in_another_seat() -> None:
     member = make_member(1, "a", where=EU)
     pool = make_pool(member)
-    pool.move(member, 15.0)
+    pool.move(member, 0.0)
     newcomer = make_member(2, "a", where=US, worker=3, accepts_cancel=True)
     assert pool.back(newcomer) is member
     assert (member.key, member.worker, member.session) == (1, 3, newcomer.session)
@@ -402,7 +403,7 @@ def test_a_newcomer_whom_nobody_expects_is_not_back() -> None:
 def test_it_comes_back_once() -> None:
     member = make_member(1, "a")
     pool = make_pool(member)
-    pool.move(member, 15.0)
+    pool.move(member, 0.0)
     assert pool.back(make_member(2, "a")) is member
     second = make_member(3, "a")
     assert pool.back(second) is None
@@ -412,8 +413,8 @@ def test_it_comes_back_once() -> None:
 def test_who_is_not_back_in_time_is_missing_and_must_leave() -> None:
     early, late = make_member(1, "a"), make_member(2, "b")
     pool = make_pool(early, late)
-    pool.move(early, 15.0)
-    pool.move(late, 16.0)
+    pool.move(early, 0.0)
+    pool.move(late, 1.0)
     assert pool.next_deadline == 15.0
     assert pool.missing(14.9) == []
     assert pool.missing(15.0) == [early]
@@ -425,11 +426,25 @@ def test_who_is_not_back_in_time_is_missing_and_must_leave() -> None:
     assert pool.missing(math.inf) == [late]
 
 
+def test_of_many_who_move_each_gets_its_place_and_the_whole_time_after_that() -> None:
+    members = [make_member(key, str(key)) for key in range(1, 101)]
+    pool = make_pool(*members)
+    pool.returns_per_second = 10.0
+    for member in members:
+        pool.move(member, 100.0)
+    for number, member in enumerate(members, 1):
+        due = 100.0 + number / 10 + RETURN_TIME
+        assert pool.next_deadline == pytest.approx(due)
+        assert pool.missing(due - 0.05) == []
+        assert pool.missing(due + 0.05) == [member]
+        pool.leave(member)
+
+
 def test_a_lease_goes_on_while_one_of_its_members_moves() -> None:
     member, other = make_member(1, "a"), make_member(2, "b")
     pool = make_pool(member, other)
     assert set(ask(pool, make_lease(1, 2))[1]) == {member, other}
-    pool.move(member, 15.0)
+    pool.move(member, 0.0)
     assert pool.leased == 2
     assert pool.back(make_member(3, "a")) is member
     assert ask(pool, make_lease(2, 1)) == {}, "it is still leased"
@@ -441,7 +456,7 @@ def test_a_lease_that_ends_while_its_member_moves_is_over_when_that_is_back() ->
     member = make_member(1, "a")
     pool = make_pool(member)
     ask(pool, make_lease(1, 1))
-    pool.move(member, 15.0)
+    pool.move(member, 0.0)
     pool.release(1)
     assert pool.leased == 0
     pool.back(make_member(2, "a"))
@@ -452,7 +467,7 @@ def test_a_lease_goes_on_without_who_does_not_come_back() -> None:
     member, other = make_member(1, "a"), make_member(2, "b")
     pool = make_pool(member, other)
     ask(pool, make_lease(1, 2))
-    pool.move(member, 15.0)
+    pool.move(member, 0.0)
     pool.leave(member)
     assert pool.leased == 1
     assert member.lease is None

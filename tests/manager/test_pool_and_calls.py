@@ -7,6 +7,7 @@ step.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,6 +55,7 @@ class Machine(RuleBasedStateMachine):
         self.patch = mock.patch("manager.assignments.MAX_QUEUE", MAX_QUEUE)
         self.patch.start()
         self.pool = Pool(random.Random(0))
+        self.pool.return_time, self.pool.returns_per_second = RETURN_TIME, math.inf
         self.table = CallTable(first_tag=1_000)
         self.now = 0.0
         self.keys = 0
@@ -260,7 +262,7 @@ class Machine(RuleBasedStateMachine):
             waiting = [*crossed, *(member.queue or ())]
             self.moving[member] = self.now + RETURN_TIME
             self.pooled.remove(member)
-            self.pool.move(member, self.moving[member])
+            self.pool.move(member, self.now)
             self.table.moved(member)
             assert list(member.queue or ()) == waiting, "what crossed comes first, and all is in order"
             assert self.outcomes() == before, "somebody's move ended something"

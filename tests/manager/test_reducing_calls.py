@@ -13,6 +13,7 @@ like: the news of that may even be older than the news of their move.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -362,6 +363,7 @@ class Machine(RuleBasedStateMachine):
         self.patch.start()
         self.table = CallTable(first_tag=1_000)
         self.pool = Pool(random.Random(0))
+        self.pool.return_time, self.pool.returns_per_second = RETURN_TIME, math.inf
         self.workers: list[Worker] = []
         self.swift = self.together = self.calm = self.mixed = False
         self.kind = "small"
@@ -529,7 +531,7 @@ class Machine(RuleBasedStateMachine):
             self.lose(member)
             return
         self.carry_out(going=member)
-        self.pool.move(member, self.now + RETURN_TIME)
+        self.pool.move(member, self.now)
         self.table.moved(member)
 
     def lose(self, member: Member) -> None:

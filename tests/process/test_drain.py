@@ -27,8 +27,10 @@ from tests.support import Devices, eventually, instruction
 def test_drain_lets_running_calls_finish_and_says_when_it_is_done(tmp_path: Path, devices: Devices) -> None:
     with start_coordinator(tmp_path / "coordinator.log", "--workers=2") as coordinator:
         (device, other) = devices.join(coordinator.listen, 2)
-        with connect(coordinator.control) as connection, ThreadPoolExecutor(2) as threads:
+        with connect(coordinator.control) as connection, ThreadPoolExecutor(3) as threads:
             cohort = connection.get_participants(2, timeout=20)
+            asking = threads.submit(connection.get_participants, 3)
+            eventually(lambda: coordinator.status()["waiting"] == 1)
             proxy = next(proxy for proxy in cohort if proxy.id == device.id)
             running = threads.submit(proxy.run, instruction("hold", b"last"))
             assert device.holding.wait(20)
@@ -37,6 +39,8 @@ def test_drain_lets_running_calls_finish_and_says_when_it_is_done(tmp_path: Path
             )
             eventually(lambda: coordinator.status()["draining"])
             eventually(lambda: other.reconnect is not None)
+            with pytest.raises(CoordinatorGone, match="is draining"):
+                asking.result(5)
             with pytest.raises(CoordinatorGone, match="is draining: what runs may finish"):
                 cohort.run(instruction("echo"))
             with pytest.raises(CoordinatorGone, match="is draining"):
@@ -208,7 +212,7 @@ def test_workers_are_restarted_only_once_at_a_time(tmp_path: Path, devices: Devi
 def test_a_participant_that_does_not_come_back_is_lost_to_those_who_wait_for_it(
     devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manager.dispatcher.RETURN_TIME", 1.0)
+    monkeypatch.setattr("manager.pool.RETURN_TIME", 1.0)
     with Coordinator(workers=2, listen="127.0.0.1:0", log_level="critical") as coordinator:
         devices.join(coordinator.listen, 1)  # they never come back
         cohort = coordinator.get_participants(1, timeout=20)
