@@ -7,6 +7,7 @@ script attached to a running coordinator (coordinator/client.py). All methods ru
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -142,6 +143,14 @@ def check_timeout(timeout: float | None) -> None:
         raise TypeError(f"timeout must be None or seconds, not {timeout!r}") from None
     if not sensible:
         raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
+
+
+def time_left(timeout: float | None, began: float) -> float | None:
+    """What is left of a timeout that ``began`` then, in monotonic time.
+
+    To prepare an instruction of many megabytes takes a while, which is the caller's.
+    """
+    return None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
 
 
 def check_size(payloads: Sequence[Payload], limit: int) -> None:

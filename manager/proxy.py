@@ -8,13 +8,14 @@ running coordinator.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from typing_extensions import TypeVar
 
-from manager.backend import Backend, check_timeout, finish
+from manager.backend import Backend, check_timeout, finish, time_left
 from manager.blobs import SHARE_SIZE, Payload
 from manager.call import Answer, OutcomeKind
 from manager.errors import CallCancelled, CallTimeout, ParticipantFailed, ParticipantLost
@@ -71,9 +72,10 @@ class AsyncParticipantProxy(_Proxy):
     ) -> stream_pb2.ParticipantMessage:
         """Like ParticipantProxy.run. Cancelling the task gives the call up."""
         check_timeout(timeout)
+        began = time.monotonic()
         backend = self._backend
         payload = kept(message, backend)
-        call = backend.start_call((self._member,), (payload,), timeout, None)
+        call = backend.start_call((self._member,), (payload,), time_left(timeout, began), None)
         try:  # as ``finish`` does, without one more coroutine: this is the busiest line of all
             await call.waiter
         except asyncio.CancelledError:
@@ -110,10 +112,12 @@ class ParticipantProxy(_Proxy):
             ValueError: the message is neither an instruction nor empty, or the timeout makes no sense.
         """
         check_timeout(timeout)
+        began = time.monotonic()
         payload = kept(message, self._backend)
 
         async def run() -> Answer:
-            call = self._backend.start_call((self._member,), (payload,), timeout, None)
+            left = time_left(timeout, began)
+            call = self._backend.start_call((self._member,), (payload,), left, None)
             await finish(self._backend, call)
             return cast(Answer, call.outcomes[0])
 
