@@ -23,6 +23,7 @@ workers.py        the links to all workers
 transport.py      what the dispatcher wants, on its way to them
 router.py         the socket that they come in by
 supervisor.py     the worker processes, kept running
+rolling.py        workers that live, restarted one after the other
 process.py        one of them
 orders.py         what the coordinator tells a worker, batched
 control.py        the control server

@@ -18,6 +18,7 @@ from typing import cast
 
 from coordinator.control import ControlServer
 from coordinator.downlink import State as LinkState
+from coordinator.rolling import RollingRestart
 from coordinator.run_dir import InUseError, RunDir, State, default_path
 from coordinator.settings import Settings
 from coordinator.supervisor import Slot, Supervisor
@@ -47,6 +48,7 @@ class RunningCoordinator:
         self._run_dir: RunDir | None = None
         self._workers: Workers | None = None
         self._supervisor: Supervisor | None = None
+        self._rolling: RollingRestart | None = None
         self._control: ControlServer | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -101,11 +103,12 @@ class RunningCoordinator:
             )
             workers.on_booted, workers.on_departed = supervisor.booted, supervisor.departed
             workers.on_silent = supervisor.wedged
-            workers.settled = lambda: not supervisor.restarting
+            rolling = self._rolling = RollingRestart(supervisor, settings.grace)
+            workers.settled = lambda: not rolling.active
             supervisor.on_all_given_up = self.failed.set
             workers.open()
             await supervisor.start(earlier.workers)
-            self._renewal = asyncio.ensure_future(supervisor.renew(everybody=not current))
+            self._renewal = asyncio.ensure_future(rolling.renew(everybody=not current))
             if not settings.share_port:
                 self.listen = self.addresses[0]
             if settings.control is not None:
@@ -172,8 +175,8 @@ class RunningCoordinator:
 
         Raises RuntimeError if that is under way already, WorkerBootError if one does not come up again.
         """
-        if self._supervisor is not None:
-            async for slot in self._supervisor.restart_all(self.settings.grace):
+        if self._rolling is not None:
+            async for slot in self._rolling.all():
                 yield slot
 
     async def stop(self, grace: float | None = None) -> None:

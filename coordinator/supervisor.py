@@ -1,8 +1,9 @@
 """Keeps a worker process in every slot: adopts or starts them, restarts them, ends them.
 
-restarts.py decides whether and when one is started again; what is said over the links is workers.py's
-business, which is told of every start and end, and tells here who has booted. Who is in which slot is
-recorded in the run directory at every start, so that another life of the coordinator finds them.
+restarts.py decides whether and when one is started again, rolling.py restarts those that live; what is said
+over the links is workers.py's business, which is told of every start and end, and tells here who has booted.
+Who is in which slot is recorded in the run directory at every start, so that another life of the coordinator
+finds them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -61,7 +62,14 @@ class Slot:
     drained: bool = False  # it has said goodbye
     given_up: bool = False
     policy: RestartPolicy = field(default_factory=RestartPolicy)
-    restart: asyncio.TimerHandle | None = None  # what happens next: a start, or a look whether it booted
+    next_start: asyncio.TimerHandle | None = None  # while it waits to be started again
+    boot_check: asyncio.TimerHandle | None = None  # while it hasn't booted: when it is too late
+
+    def forget_timers(self) -> None:
+        for timer in (self.next_start, self.boot_check):
+            if timer is not None:
+                timer.cancel()
+        self.next_start = self.boot_check = None
 
 
 class Supervisor:
@@ -84,13 +92,11 @@ class Supervisor:
         self._endpoint = endpoint
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._stopping = False
+        self.stopping = False
         self._deadline = 0.0  # of what a stop waits for
         self._all_booted: asyncio.Future[None] = self._loop.create_future()
-        self._changed = asyncio.Event()  # something has booted, ended or been given up
+        self._changed = asyncio.Event()
         self.on_all_given_up: Callable[[], None] = lambda: None
-        self.restarting = False
-        """Whether all workers are being restarted, one after the other."""
         self.slots = [Slot(index) for index in range(settings.workers)]
 
     async def start(self, earlier: Sequence[Recorded] = ()) -> None:
@@ -108,13 +114,13 @@ class Supervisor:
         self._record()  # once all are known: until then the earlier record is the better one
         for slot in self.slots:
             if slot.process is None:
-                self._respawn(slot) if self._adopted else self._spawn(slot)
+                self._respawn(slot) if self.adopted else self._spawn(slot)
         for recorded in by_index.values():  # there are fewer slots than there were
             self._dismiss(recorded)
         try:
             await asyncio.wait_for(self._all_booted, self._settings.boot_timeout)
         except TimeoutError:
-            late = ", ".join(str(slot.index) for slot in self._adopted or self.slots if not slot.booted)
+            late = ", ".join(str(slot.index) for slot in self.adopted or self.slots if not slot.booted)
             raise WorkerBootError(
                 f"worker {late} said nothing within {self._settings.boot_timeout:g} s of its start"
             ) from None
@@ -123,17 +129,16 @@ class Supervisor:
         """The worker in this slot has said hello."""
         slot = self.slots[index]
         slot.booted = True
+        slot.forget_timers()
         self._changed.set()
-        if slot.restart is not None:
-            slot.restart.cancel()
         self._check_started()
 
     @property
-    def _adopted(self) -> list[Slot]:
+    def adopted(self) -> list[Slot]:
         return [slot for slot in self.slots if isinstance(slot.process, AdoptedProcess)]
 
     def _check_started(self) -> None:
-        if not self._all_booted.done() and all(slot.booted for slot in self._adopted or self.slots):
+        if not self._all_booted.done() and all(slot.booted for slot in self.adopted or self.slots):
             self._all_booted.set_result(None)
 
     def departed(self, index: int) -> None:
@@ -149,70 +154,32 @@ class Supervisor:
             # While it lives, the system goes on to give it a share of the new connections.
             self._loop.call_later(ABORT_TIME, process.send_signal, KILL)
 
-    async def restart_all(self, grace: float) -> AsyncIterator[Slot]:
-        """Drains each worker and starts it again, one after the other; yields each once it is up.
+    def outdated(self, slot: Slot) -> bool:
+        """Whether its worker runs with other settings than these."""
+        return slot.arguments != self._arguments(slot)
 
-        One that has been given up is tried again. Raises RuntimeError if this is under way already, and
-        WorkerBootError if one does not come up again.
-        """
-        if self.restarting:
-            raise RuntimeError("the workers are being restarted already")
-        log.info("all workers are restarted, one after the other")
-        async for slot in self._restart_in_turn(self.slots, grace):
-            yield slot
-
-    async def renew(self, *, everybody: bool) -> None:
-        """Restarts the workers that were adopted and run with other settings than these, one by one.
-
-        ``everybody``: all that were adopted, for they are of another version.
-        """
-        outdated = [slot for slot in self._adopted if everybody or slot.arguments != self._arguments(slot)]
-        for slot in outdated:
-            what = "is of another version" if everybody else "runs with other settings"
-            log.info("worker %d %s; it is started again", slot.index, what)
-        try:
-            async for _ in self._restart_in_turn(outdated, self._settings.grace):
-                pass
-        except WorkerBootError as error:
-            if not self._stopping:
-                log.error("%s; those that are left go on as they are", error)
-
-    async def _restart_in_turn(self, slots: Sequence[Slot], grace: float) -> AsyncIterator[Slot]:
-        self.restarting = True
-        try:
-            for slot in slots:
-                await self._restart_one(slot, grace)
-                yield slot
-        finally:
-            self.restarting = False
-
-    async def _restart_one(self, slot: Slot, grace: float) -> None:
-        before = slot.incarnation
+    def renew(self, slot: Slot, grace: float) -> None:
+        """Asks the worker of this slot to make room for the next; starts that if the slot was given up."""
         if slot.given_up:
             slot.given_up, slot.policy = False, RestartPolicy()
             self._respawn(slot)
         elif slot.process is not None and not self._listener.drain(slot.index, grace):
             slot.process.send_signal(signal.SIGTERM)
-        deadline = self._loop.time() + grace + STOP_SLACK
-        while not (slot.booted and slot.incarnation > before):
-            if slot.given_up or self._stopping:
-                raise WorkerBootError(f"worker {slot.index} does not come up again")
-            if slot.incarnation == before and slot.process is not None and self._loop.time() > deadline:
-                log.warning("worker %d does not stop by itself", slot.index)
-                self._kill(slot)
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), 1.0)
+
+    async def changed(self, timeout: float) -> None:
+        """Returns when something has booted, ended or been given up, or after so many seconds."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout)
 
     async def stop(self, patience: float) -> None:
         """Ends all workers. Those that have been asked to drain get ``patience`` seconds to exit.
 
         Then they are terminated, then killed; none is left when this returns.
         """
-        self._stopping = True
+        self.stopping = True
         for slot in self.slots:
-            if slot.restart is not None:
-                slot.restart.cancel()
+            slot.forget_timers()
             if slot.process is not None and not slot.booted:
                 slot.process.send_signal(signal.SIGTERM)  # it could not be asked
         if await self._all_exited_within(patience):
@@ -233,9 +200,9 @@ class Supervisor:
     def hurry(self) -> None:
         """Makes a ``stop`` that is under way kill whatever still runs."""
         for slot in self.slots:
-            self._kill(slot)
+            self.kill(slot)
 
-    def _kill(self, slot: Slot) -> None:
+    def kill(self, slot: Slot) -> None:
         if slot.process is not None:
             slot.process.send_signal(KILL)
 
@@ -263,7 +230,7 @@ class Supervisor:
         self._listener.adopting(slot.index, slot.incarnation, process.pid)
         # One that was wedged already will not say so.
         wait = max(ADOPTION_TIME, self._settings.liveness)
-        slot.restart = self._loop.call_later(wait, self._check_boot, slot)
+        slot.boot_check = self._loop.call_later(wait, self._check_boot, slot)
 
     def _dismiss(self, recorded: Recorded) -> None:
         """A worker of an earlier life that nobody needs: it drains."""
@@ -273,7 +240,7 @@ class Supervisor:
                 os.kill(recorded.pid, signal.SIGTERM)
 
     def _spawn(self, slot: Slot) -> None:
-        slot.restart = None
+        slot.forget_timers()
         slot.booted = slot.drained = False
         slot.incarnation += 1
         slot.arguments = self._arguments(slot)
@@ -299,15 +266,15 @@ class Supervisor:
             self._spawn(slot)
         except OSError as error:  # no memory, no processes, no files …
             log.error("worker %d can't be started: %s", slot.index, error)
-            slot.restart = self._loop.call_later(MAX_WAIT, self._respawn, slot)
+            slot.next_start = self._loop.call_later(MAX_WAIT, self._respawn, slot)
             return
-        slot.restart = self._loop.call_later(self._settings.boot_timeout, self._check_boot, slot)
+        slot.boot_check = self._loop.call_later(self._settings.boot_timeout, self._check_boot, slot)
 
     def _check_boot(self, slot: Slot) -> None:
-        slot.restart = None
+        slot.boot_check = None
         if not slot.booted:
             log.error("worker %d said nothing since it was started; it is killed", slot.index)
-            self._kill(slot)
+            self.kill(slot)
 
     def _arguments(self, slot: Slot) -> tuple[str, ...]:
         settings, listen = self._settings, self._listen
@@ -333,15 +300,14 @@ class Supervisor:
     def _on_exit(self, slot: Slot, process: WorkerProcess, code: int | None) -> None:
         process.join()
         slot.process = None
-        if slot.restart is not None:
-            slot.restart.cancel()
+        slot.forget_timers()
         self._changed.set()
         self._listener.ended(slot.index)
-        if self._stopping:
+        if self.stopping:
             return
         adopted = isinstance(process, AdoptedProcess)
         self._check_started()
-        if not self._all_booted.done() and not adopted and not self._adopted:
+        if not self._all_booted.done() and not adopted and not self.adopted:
             text = f"worker {slot.index} could not start ({describe_exit(code)})"
             if code == EXIT_COULD_NOT_START:
                 text += "; its own message is above"
@@ -362,7 +328,7 @@ class Supervisor:
                     describe_exit(code),
                     delay,
                 )
-                slot.restart = self._loop.call_later(delay, self._respawn, slot)
+                slot.next_start = self._loop.call_later(delay, self._respawn, slot)
             case GiveUp(reason):
                 slot.given_up = True
                 self._changed.set()

@@ -1,0 +1,79 @@
+"""Workers that live, drained and started again one after the other: on request, or because they are outdated.
+
+Decides in which order, what is waited for, and when one that does not go is killed. The processes themselves
+are supervisor.py's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from coordinator.errors import WorkerBootError
+from coordinator.supervisor import STOP_SLACK, Slot, Supervisor
+
+log = logging.getLogger("muster.coordinator")
+
+
+class RollingRestart:
+    """Of the workers of one supervisor; one at a time."""
+
+    def __init__(self, supervisor: Supervisor, grace: float) -> None:
+        """``grace`` is how many seconds the calls of a worker may go on."""
+        self._supervisor = supervisor
+        self._grace = grace
+        self._loop = asyncio.get_running_loop()
+        self.active = False
+        """Whether workers are being restarted, one after the other."""
+
+    async def all(self) -> AsyncIterator[Slot]:
+        """Drains each worker and starts it again, one after the other; yields each once it is up.
+
+        One that has been given up is tried again. Raises RuntimeError if this is under way already, and
+        WorkerBootError if one does not come up again.
+        """
+        if self.active:
+            raise RuntimeError("the workers are being restarted already")
+        log.info("all workers are restarted, one after the other")
+        async for slot in self._in_turn(self._supervisor.slots):
+            yield slot
+
+    async def renew(self, *, everybody: bool) -> None:
+        """Restarts the workers that were adopted and run with other settings than these, one by one.
+
+        ``everybody``: all that were adopted, for they are of another version.
+        """
+        supervisor = self._supervisor
+        outdated = [slot for slot in supervisor.adopted if everybody or supervisor.outdated(slot)]
+        for slot in outdated:
+            what = "is of another version" if everybody else "runs with other settings"
+            log.info("worker %d %s; it is started again", slot.index, what)
+        try:
+            async for _ in self._in_turn(outdated):
+                pass
+        except WorkerBootError as error:
+            if not supervisor.stopping:
+                log.error("%s; those that are left go on as they are", error)
+
+    async def _in_turn(self, slots: Sequence[Slot]) -> AsyncIterator[Slot]:
+        self.active = True
+        try:
+            for slot in slots:
+                await self._one(slot)
+                yield slot
+        finally:
+            self.active = False
+
+    async def _one(self, slot: Slot) -> None:
+        supervisor = self._supervisor
+        before = slot.incarnation
+        supervisor.renew(slot, self._grace)
+        deadline = self._loop.time() + self._grace + STOP_SLACK
+        while not (slot.booted and slot.incarnation > before):
+            if slot.given_up or supervisor.stopping:
+                raise WorkerBootError(f"worker {slot.index} does not come up again")
+            if slot.incarnation == before and slot.process is not None and self._loop.time() > deadline:
+                log.warning("worker %d does not stop by itself", slot.index)
+                supervisor.kill(slot)
+            await supervisor.changed(1.0)
