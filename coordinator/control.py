@@ -23,7 +23,7 @@ from coordinator.supervisor import Slot
 from coordinator.writer import BatchWriter
 from manager.blobs import Sample
 from manager.dispatcher import Dispatcher
-from manager.errors import AddressInUse
+from manager.errors import AddressInUse, Closed
 from manager.listen import Address, probe
 from manager.members import Member
 from protos import control_pb2
@@ -87,7 +87,7 @@ class _Servicer(ControlServicer):
                     done=slot.index + 1,
                     total=total,
                 )
-        except (RuntimeError, WorkerBootError) as error:
+        except (RuntimeError, Closed, WorkerBootError) as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
 
     async def ListParticipants(  # noqa: N802

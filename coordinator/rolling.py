@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from coordinator.errors import WorkerBootError
 from coordinator.supervisor import STOP_SLACK, Slot, Supervisor
+from manager.errors import Closed
 
 log = logging.getLogger("muster.coordinator")
 
@@ -30,9 +31,10 @@ class RollingRestart:
     async def all(self) -> AsyncIterator[Slot]:
         """Drains each worker and starts it again, one after the other; yields each once it is up.
 
-        One that has been given up is tried again. Raises RuntimeError if this is under way already, and
-        WorkerBootError if one does not come up again.
+        One that has been given up is tried again. Raises RuntimeError if this is under way already, Closed if
+        the coordinator stops, and WorkerBootError if one does not come up again.
         """
+        self._check()
         if self.active:
             raise RuntimeError("the workers are being restarted already")
         log.info("all workers are restarted, one after the other")
@@ -52,9 +54,10 @@ class RollingRestart:
         try:
             async for _ in self._in_turn(outdated):
                 pass
+        except Closed:
+            pass  # they all end
         except WorkerBootError as error:
-            if not supervisor.stopping:
-                log.error("%s; those that are left go on as they are", error)
+            log.error("%s; those that are left go on as they are", error)
 
     async def _in_turn(self, slots: Sequence[Slot]) -> AsyncIterator[Slot]:
         self.active = True
@@ -67,13 +70,25 @@ class RollingRestart:
 
     async def _one(self, slot: Slot) -> None:
         supervisor = self._supervisor
+        self._check()
+        while slot.process is not None and not slot.booted:  # it couldn't be asked, and a signal would end it
+            await self._look_again(slot)
         before = slot.incarnation
         supervisor.renew(slot, self._grace)
         deadline = self._loop.time() + self._grace + STOP_SLACK
         while not (slot.booted and slot.incarnation > before):
-            if slot.given_up or supervisor.stopping:
-                raise WorkerBootError(f"worker {slot.index} does not come up again")
             if slot.incarnation == before and slot.process is not None and self._loop.time() > deadline:
                 log.warning("worker %d does not stop by itself", slot.index)
                 supervisor.kill(slot)
-            await supervisor.changed(1.0)
+            await self._look_again(slot)
+
+    async def _look_again(self, slot: Slot) -> None:
+        """Returns when something may have changed."""
+        await self._supervisor.changed(1.0)
+        self._check()
+        if slot.given_up:
+            raise WorkerBootError(f"worker {slot.index} does not come up again")
+
+    def _check(self) -> None:
+        if self._supervisor.stopping:
+            raise Closed("the coordinator is stopping")

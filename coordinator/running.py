@@ -156,6 +156,8 @@ class RunningCoordinator:
         now = time.monotonic()
         if self._stopping is None:
             self._stop_at = now + (self.settings.grace if grace is None else grace)
+            if self._supervisor is not None:
+                self._supervisor.begin_to_stop()
             self._stopping = asyncio.ensure_future(self._stop())
         elif grace is not None and now + grace < self._stop_at:
             self._stop_at = now + grace
@@ -173,7 +175,8 @@ class RunningCoordinator:
     async def restart_workers(self) -> AsyncIterator[Slot]:
         """Drains all workers and starts them again, one after the other; yields each once it is up.
 
-        Raises RuntimeError if that is under way already, WorkerBootError if one does not come up again.
+        Raises RuntimeError if that is under way already, Closed if the coordinator stops, and WorkerBootError
+        if one does not come up again.
         """
         if self._rolling is not None:
             async for slot in self._rolling.all():

@@ -93,6 +93,7 @@ class Supervisor:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self.stopping = False
+        """Whether nothing is started any more."""
         self._deadline = 0.0  # of what a stop waits for
         self._all_booted: asyncio.Future[None] = self._loop.create_future()
         self._changed = asyncio.Event()
@@ -172,12 +173,17 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), timeout)
 
+    def begin_to_stop(self) -> None:
+        """Starts nothing from now on; ``stop`` is to follow."""
+        self.stopping = True
+        self._changed.set()
+
     async def stop(self, patience: float) -> None:
         """Ends all workers. Those that have been asked to drain get ``patience`` seconds to exit.
 
         Then they are terminated, then killed; none is left when this returns.
         """
-        self.stopping = True
+        self.begin_to_stop()
         for slot in self.slots:
             slot.forget_timers()
             if slot.process is not None and not slot.booted:

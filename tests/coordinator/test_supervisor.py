@@ -1,0 +1,173 @@
+"""Slots and the processes in them, with processes that only say what they were told."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.process import OnExit
+from coordinator.rolling import RollingRestart
+from coordinator.run_dir import RunDir
+from coordinator.settings import Settings
+from coordinator.supervisor import Slot, Supervisor
+from manager.errors import Closed
+from manager.listen import Address
+
+TURNS = 20
+"""Turns of the loop in which whatever needs no time has happened."""
+
+
+class FakeProcess:
+    def __init__(self, arguments: Sequence[str], on_exit: OnExit) -> None:
+        self.pid = 1_000_000
+        self.started_at = 0.0
+        self.signals: list[signal.Signals] = []
+        self.exit = on_exit
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self.signals.append(number)
+
+    def join(self) -> None:
+        pass
+
+
+class FakeWorkers:
+    """The listener: takes note of who was asked to drain."""
+
+    def __init__(self) -> None:
+        self.drained: list[int] = []
+
+    def adopting(self, index: int, incarnation: int, pid: int) -> None: ...
+
+    def starting(self, index: int, incarnation: int, pid: int) -> None: ...
+
+    def ended(self, index: int) -> None: ...
+
+    def drain(self, index: int, grace: float) -> bool:
+        self.drained.append(index)
+        return True
+
+
+class Harness:
+    def __init__(self, run_dir: RunDir) -> None:
+        self.spawned: list[FakeProcess] = []
+        self.workers = FakeWorkers()
+        settings = Settings(workers=2, grace=5.0)
+        listen = Address("127.0.0.1", 50051)
+        self.supervisor = Supervisor(settings, listen, "ipc://nowhere", self.workers, run_dir)
+        self.rolling = RollingRestart(self.supervisor, settings.grace)
+
+    def spawn(self, arguments: Sequence[str], on_exit: OnExit) -> FakeProcess:
+        process = FakeProcess(arguments, on_exit)
+        self.spawned.append(process)
+        return process
+
+    async def start(self) -> None:
+        starting = asyncio.ensure_future(self.supervisor.start())
+        await turns()
+        for slot in self.supervisor.slots:
+            self.supervisor.booted(slot.index)
+        await starting
+
+    def exit(self, index: int, code: int) -> None:
+        """The worker in this slot ends."""
+        process = self.supervisor.slots[index].process
+        assert isinstance(process, FakeProcess)
+        process.exit(code)
+
+    def restart(self) -> asyncio.Task[list[int]]:
+        async def indices(slots: AsyncIterator[Slot]) -> list[int]:
+            return [slot.index async for slot in slots]
+
+        return asyncio.ensure_future(indices(self.rolling.all()))
+
+
+async def turns() -> None:
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
+Test = Callable[[Harness], Coroutine[Any, Any, None]]
+
+
+def with_harness(test: Test) -> Callable[[Path, pytest.MonkeyPatch], None]:
+    @functools.wraps(test)
+    def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def main() -> None:
+            run_dir = RunDir(tmp_path / "run", private=False)
+            harness = Harness(run_dir)
+            monkeypatch.setattr("coordinator.supervisor.SpawnedProcess", harness.spawn)
+            await test(harness)
+            for slot in harness.supervisor.slots:
+                slot.forget_timers()
+            run_dir.close(finished=True)
+
+        asyncio.run(main())
+
+    del run.__wrapped__  # pytest would look for its arguments
+    return run
+
+
+# Rolling restarts
+
+
+@with_harness
+async def test_a_rolling_restart_asks_one_after_the_other(harness: Harness) -> None:
+    await harness.start()
+    restart = harness.restart()
+    await turns()
+    assert harness.workers.drained == [0]
+    harness.exit(0, 0)
+    await turns()
+    assert harness.workers.drained == [0]
+    harness.supervisor.booted(0)
+    await turns()
+    assert harness.workers.drained == [0, 1]
+    harness.exit(1, 0)
+    harness.supervisor.booted(1)
+    assert await restart == [0, 1]
+    assert [slot.incarnation for slot in harness.supervisor.slots] == [2, 2]
+
+
+@with_harness
+async def test_a_worker_that_boots_is_asked_once_it_has_booted(harness: Harness) -> None:
+    await harness.start()
+    harness.exit(0, 0)
+    assert len(harness.spawned) == 3
+    restart = harness.restart()
+    await turns()
+    assert harness.workers.drained == []
+    assert harness.spawned[-1].signals == [], "it would have died of that, which counts as a crash"
+    harness.supervisor.booted(0)
+    await turns()
+    assert harness.workers.drained == [0]
+    restart.cancel()
+
+
+@with_harness
+async def test_while_everything_stops_nothing_is_restarted(harness: Harness) -> None:
+    await harness.start()
+    harness.supervisor.begin_to_stop()
+    with pytest.raises(Closed, match="the coordinator is stopping"):
+        await harness.restart()
+    assert harness.workers.drained == []
+    assert len(harness.spawned) == 2
+
+
+@with_harness
+async def test_a_stop_ends_a_rolling_restart_and_says_so(harness: Harness) -> None:
+    await harness.start()
+    restart = harness.restart()
+    await turns()
+    harness.supervisor.begin_to_stop()
+    with pytest.raises(Closed, match="the coordinator is stopping"):
+        await restart
+    harness.exit(0, 0)
+    assert len(harness.spawned) == 2, "a worker was started again"
+    assert not harness.rolling.active
