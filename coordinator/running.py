@@ -6,12 +6,13 @@ The one place that knows the order of things. ``coordinator.py`` gives it its pu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -21,7 +22,7 @@ from coordinator.downlink import State as LinkState
 from coordinator.rolling import RollingRestart
 from coordinator.run_dir import InUseError, RunDir, State, default_path
 from coordinator.settings import Settings
-from coordinator.supervisor import Slot, Supervisor
+from coordinator.supervisor import STOP_SLACK, Slot, Supervisor
 from coordinator.workers import Workers
 from manager.call import OutcomeKind
 from manager.dispatcher import Dispatcher
@@ -32,9 +33,6 @@ from manager.usage import resident_bytes
 from protos import control_pb2
 
 log = logging.getLogger("muster.coordinator")
-
-STOP_TIME = 2.0
-"""Seconds that workers get to exit once the grace period is over."""
 
 
 class RunningCoordinator:
@@ -164,7 +162,7 @@ class RunningCoordinator:
             if self._workers is not None:
                 self._workers.drain_all(grace)
             if self._supervisor is not None:
-                self._supervisor.shorten(grace + STOP_TIME)
+                self._supervisor.shorten(grace + STOP_SLACK)
         return max(0.0, self._stop_at - now)
 
     @property
@@ -172,15 +170,16 @@ class RunningCoordinator:
         """Done when everything has ended; None before it has begun to stop."""
         return self._stopping
 
-    async def restart_workers(self) -> AsyncIterator[Slot]:
+    async def restart_workers(self) -> AsyncGenerator[Slot]:
         """Drains all workers and starts them again, one after the other; yields each once it is up.
 
         Raises RuntimeError if that is under way already, Closed if the coordinator stops, and WorkerBootError
         if one does not come up again.
         """
         if self._rolling is not None:
-            async for slot in self._rolling.all():
-                yield slot
+            async with contextlib.aclosing(self._rolling.all()) as restarted:
+                async for slot in restarted:
+                    yield slot
 
     async def stop(self, grace: float | None = None) -> None:
         """Lets running calls finish for at most ``grace`` seconds, then ends everything.
@@ -206,7 +205,7 @@ class RunningCoordinator:
             grace = max(0.0, self._stop_at - time.monotonic())
             self._workers.drain_all(grace)
             if self._supervisor is not None:
-                await self._supervisor.stop(grace + STOP_TIME)
+                await self._supervisor.stop(grace + STOP_SLACK)
             await self._workers.close()
         if self._control is not None:
             await self._control.stop()

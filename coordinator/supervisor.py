@@ -26,6 +26,7 @@ from coordinator.run_dir import Recorded, RunDir
 from coordinator.settings import Settings
 from manager.cli import EXIT_COULD_NOT_START
 from manager.listen import Address
+from manager.worker import OVERTIME
 
 log = logging.getLogger("muster.coordinator")
 
@@ -36,8 +37,9 @@ ADOPTION_TIME = 3.0
 ABORT_TIME = 0.5
 """Seconds that a wedged worker gets to write down where it hangs, before it is killed."""
 
-STOP_SLACK = 5.0
-"""Seconds beyond the grace period after which a worker that should drain is killed."""
+STOP_SLACK = OVERTIME + 1.0
+"""Seconds beyond the grace period after which a worker that should drain is killed: until then it may fold in
+large answers that came in time."""
 
 
 class Listener(Protocol):

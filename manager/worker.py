@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_all, share, view_of
 from manager.confirmations import Confirmations
-from manager.endpoint import Endpoint
+from manager.endpoint import CLOSE_TIMEOUT, Endpoint
 from manager.errors import StartError
 from manager.folding import FOLDING_TIMEOUT, Folding
 from manager.incoming import checked, pieces
@@ -49,6 +49,9 @@ looks at each. The coordinator's cost is per report."""
 
 GOODBYE_TIMEOUT = 1.0
 """Seconds that the coordinator gets to acknowledge the last reports."""
+
+OVERTIME = CLOSE_TIMEOUT + FOLDING_TIMEOUT + GOODBYE_TIMEOUT
+"""Seconds that a drain may go on beyond its grace period."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 
+from manager.folding import FOLDING_TIMEOUT
 from manager.reducers import Contribution, Reducer
 
 
@@ -65,6 +68,18 @@ class Hanging(Median):
 
     def fold(self, contribution: Contribution) -> None:
         threading.Event().wait()
+
+
+class Slow(Median):
+    """Takes nearly as long as a worker waits for it at its end, as results of many GiB would.
+
+    When it has begun there is a file, which FOLDING names in the environment.
+    """
+
+    def fold(self, contribution: Contribution) -> None:
+        Path(os.environ["FOLDING"]).touch()
+        threading.Event().wait(FOLDING_TIMEOUT - 0.3)
+        super().fold(contribution)
 
 
 REDUCERS = [f"{__name__}:{name}" for name in ("Median", "Stateless", "Complex", "Nothing", "Picky")]

@@ -14,14 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from coordinator import CallTimeout, Cohort, Coordinator, CoordinatorGone, ParticipantLost, connect
+from manager.folding import INLINE_SIZE
 from protos.messages import from_scalars
 from protos.messages import instruction as make_instruction
 from tests.process.running import BIN, command, run, start_coordinator, start_participants
-from tests.support import Devices, eventually, instruction
+from tests.support import Devices, eventually, instruction, tensors
 
 
 def test_drain_lets_running_calls_finish_and_says_when_it_is_done(tmp_path: Path, devices: Devices) -> None:
@@ -66,6 +68,28 @@ def test_stop_does_not_wait(tmp_path: Path, devices: Devices) -> None:
             assert coordinator.wait() == 0, coordinator.output
             with contextlib.suppress(CoordinatorGone):  # it may close before it can tell
                 assert len(running.result(20).lost) == 1
+
+
+def test_what_is_being_folded_when_the_grace_is_over_is_not_lost(
+    tmp_path: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDING", str(tmp_path / "folding"))
+    with (
+        Coordinator(
+            workers=1,
+            listen="127.0.0.1:0",
+            log_level="critical",
+            reducers=["tests.process.reducers:Slow"],
+        ) as coordinator,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        devices.join(coordinator.listen, 1)
+        cohort = coordinator.get_participants(1, timeout=20)
+        large = tensors({"x": np.ones(INLINE_SIZE // 8 + 1000)})  # folded in a thread
+        call = threads.submit(cohort.reduce, large, reducer="tests.process.reducers:Slow")
+        eventually(lambda: (tmp_path / "folding").exists())
+        coordinator.stop(grace=0.2)
+        assert set(call.result(20).folded) == set(cohort)
 
 
 @pytest.mark.parametrize("how", ["stop", "signal"])
@@ -207,6 +231,30 @@ def test_workers_are_restarted_only_once_at_a_time(tmp_path: Path, devices: Devi
             device.release()
             assert len(running.result(20).results) == 1
             assert first.result().returncode == 0
+
+
+def test_after_a_rolling_restart_was_interrupted_the_next_can_begin_at_once(
+    tmp_path: Path, devices: Devices
+) -> None:
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=20") as coordinator:
+        (device,) = devices.join(coordinator.listen, 1)
+        arguments = ["coordinator", "restart-workers", f"--control={coordinator.control}"]
+        with connect(coordinator.control) as connection, ThreadPoolExecutor(2) as threads:
+            cohort = connection.get_participants(1, timeout=20)
+            running = threads.submit(cohort.run, instruction("hold"))
+            assert device.holding.wait(20)
+            with subprocess.Popen([str(BIN / arguments[0]), *arguments[1:]]) as client:
+                eventually(lambda: "all workers are restarted" in coordinator.output)
+                client.send_signal(signal.SIGINT)
+                assert client.wait(20) != 0
+            second = threads.submit(run, *arguments)
+            eventually(lambda: second.done() or coordinator.output.count("all workers are restarted") == 2)
+            device.release()
+            assert len(running.result(20).results) == 1
+            assert second.result().returncode == 0, second.result().stderr
+            assert "worker 0 is up again" in second.result().stdout
+            (worker,) = coordinator.status()["workers"]
+            assert (worker["state"], worker["incarnation"]) == ("up", 2)
 
 
 def test_a_participant_that_does_not_come_back_is_lost_to_those_who_wait_for_it(
