@@ -7,10 +7,11 @@ script that dies leaves no lease and no call behind. Decides who may attach, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Protocol
 
 import grpc
@@ -45,7 +46,7 @@ class Subject(Protocol):
 
     def drain(self, grace: float | None = None) -> float: ...
 
-    def restart_workers(self) -> AsyncIterator[Slot]: ...
+    def restart_workers(self) -> AsyncGenerator[Slot]: ...
 
 
 class _Servicer(ControlServicer):
@@ -72,21 +73,25 @@ class _Servicer(ControlServicer):
         calls = len(self._dispatcher.calls)
         return control_pb2.DrainReply(grace_seconds=self._subject.drain(grace), calls=calls, pid=os.getpid())
 
-    async def RestartWorkers(  # noqa: N802
+    async def RestartWorkers(  # type: ignore[override]  # noqa: N802
         self,
         request: control_pb2.RestartRequest,
         context: grpc.aio.ServicerContext[control_pb2.RestartRequest, control_pb2.Restarted],
-    ) -> AsyncIterator[control_pb2.Restarted]:
+    ) -> None:
+        # Not a generator: gRPC would leave it where it is when the client has gone.
         total = self._subject.settings.workers
         try:
-            async for slot in self._subject.restart_workers():
-                yield control_pb2.Restarted(
-                    worker=slot.index,
-                    incarnation=slot.incarnation,
-                    pid=slot.process.pid if slot.process is not None else 0,
-                    done=slot.index + 1,
-                    total=total,
-                )
+            async with contextlib.aclosing(self._subject.restart_workers()) as restarted:
+                async for slot in restarted:
+                    await context.write(
+                        control_pb2.Restarted(
+                            worker=slot.index,
+                            incarnation=slot.incarnation,
+                            pid=slot.process.pid if slot.process is not None else 0,
+                            done=slot.index + 1,
+                            total=total,
+                        )
+                    )
         except (RuntimeError, Closed, WorkerBootError) as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
 

@@ -7,8 +7,9 @@ are supervisor.py's business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from coordinator.errors import WorkerBootError
 from coordinator.supervisor import STOP_SLACK, Slot, Supervisor
@@ -28,7 +29,7 @@ class RollingRestart:
         self.active = False
         """Whether workers are being restarted, one after the other."""
 
-    async def all(self) -> AsyncIterator[Slot]:
+    async def all(self) -> AsyncGenerator[Slot]:
         """Drains each worker and starts it again, one after the other; yields each once it is up.
 
         One that has been given up is tried again. Raises RuntimeError if this is under way already, Closed if
@@ -38,8 +39,9 @@ class RollingRestart:
         if self.active:
             raise RuntimeError("the workers are being restarted already")
         log.info("all workers are restarted, one after the other")
-        async for slot in self._in_turn(self._supervisor.slots):
-            yield slot
+        async with contextlib.aclosing(self._in_turn(self._supervisor.slots)) as restarted:
+            async for slot in restarted:
+                yield slot
 
     async def renew(self, *, everybody: bool) -> None:
         """Restarts the workers that were adopted and run with other settings than these, one by one.
@@ -59,7 +61,7 @@ class RollingRestart:
         except WorkerBootError as error:
             log.error("%s; those that are left go on as they are", error)
 
-    async def _in_turn(self, slots: Sequence[Slot]) -> AsyncIterator[Slot]:
+    async def _in_turn(self, slots: Sequence[Slot]) -> AsyncGenerator[Slot]:
         self.active = True
         try:
             for slot in slots:

@@ -6,13 +6,16 @@ import asyncio
 import math
 import os
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from coordinator.attachment import CONTROL_VERSION, Attachment
+from coordinator.control import Subject, _Servicer
 from coordinator.passing import Outgoing
+from coordinator.supervisor import Slot
 from coordinator.workers import _spare_descriptors
 from coordinator.writer import MAX_BATCH_BYTES, BatchWriter
 from manager.blobs import CAN_SHARE, SHARE_SIZE, Blob, Payload, Sample, open_shared, view_of
@@ -549,5 +552,46 @@ def test_a_batch_that_cannot_be_written_ends_the_stream() -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         assert ended == [True]
+
+    asyncio.run(main())
+
+
+# Rolling restarts
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_rolling_restart_ends_with_its_client(sent: bool) -> None:
+    """Wherever it is then: while a worker is restarted, or while it is told of one that was."""
+    active = False
+
+    async def restarted() -> AsyncGenerator[Slot]:
+        nonlocal active
+        active = True
+        try:
+            if sent:
+                yield Slot(0)
+            await asyncio.Event().wait()
+        finally:
+            active = False
+
+    class Context:
+        async def write(self, message: control_pb2.Restarted) -> None:
+            await asyncio.Event().wait()  # nobody reads
+
+    async def main() -> None:
+        subject = SimpleNamespace(
+            dispatcher=None, settings=SimpleNamespace(workers=1), restart_workers=restarted
+        )
+        servicer = _Servicer(cast(Subject, subject))
+        handler = asyncio.ensure_future(
+            servicer.RestartWorkers(control_pb2.RestartRequest(), cast(Any, Context()))
+        )
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert active
+        handler.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await handler
+        assert not active
 
     asyncio.run(main())
