@@ -25,7 +25,8 @@ from manager.admission import Admission, moves_per_second
 from manager.blobs import Blob, Payload, Sample, can_open, open_all
 from manager.dispatcher import Dispatcher
 from manager.listen import Address
-from manager.members import Member, recognisable
+from manager.logs import Sparingly
+from manager.members import Member, printable, recognisable
 from manager.shares import Folded, Group, Partial
 from manager.sockets import routing_id
 from protos import link_pb2
@@ -48,6 +49,7 @@ class Workers:
         self._loop = asyncio.get_running_loop()
         self._by_identity: dict[bytes, Worker] = {}
         self._ticker: asyncio.Task[None] | None = None
+        self._sparingly = Sparingly(log)
         self._sample = Sample()
         self._router = Router(settings.link, run_dir.socket, self._on_message)
         self.endpoint = self._router.endpoint
@@ -265,6 +267,12 @@ class Workers:
         if limit is None or len(pool) + pool.moving < limit or pool.knows(join.participant_id):
             return False
         delay = self._admission.full(time.monotonic())
+        self._sparingly.info(
+            "full",
+            "participant %s is turned away: there are %d already, as many as --max-participants allows",
+            printable(join.participant_id),
+            limit,
+        )
         worker.orders.move([join.session], delay, delay)
         self._transport.schedule()
         return True
@@ -300,12 +308,20 @@ class Workers:
         while True:
             await asyncio.sleep(self._settings.heartbeat / 2)
             now = time.monotonic()
-            if self._balance.due(now):
-                self._even_out()
             for worker in self.workers:
-                for event in worker.downlink.tick(now):
-                    self._handle(worker, event, [])
-                self._transmit(worker)
+                try:
+                    for event in worker.downlink.tick(now):
+                        self._handle(worker, event, [])
+                    self._transmit(worker)
+                except Exception:  # must cost no other worker its heartbeats
+                    self._sparingly.exception(
+                        "tick", "the link to worker %d could not be served", worker.index
+                    )
+            try:
+                if self._balance.due(now):
+                    self._even_out()
+            except Exception:
+                self._sparingly.exception("balance", "the participants could not be evened out")
 
     def _even_out(self) -> None:
         """Moves a few idle participants away from workers that have too many."""

@@ -22,7 +22,7 @@ from manager.listen import Address
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
 from manager.options import AddressType, limit_options, log_options, option, take_limits
-from manager.usage import allow_many_files
+from manager.usage import allow_many_files, bind_to_cpu
 
 EXIT_TIMEOUT = 2.0
 """Seconds that the process may take to exit once it has said goodbye; then it says where it hangs."""
@@ -91,7 +91,7 @@ def start(
 
     try:
         if pin is not None:
-            worker.pin(pin)
+            bind_to_cpu(pin)
         faulthandler.enable()  # one that hangs gets a SIGABRT before it is killed
         files = allow_many_files()
         try:

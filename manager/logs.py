@@ -25,7 +25,8 @@ SPARING_INTERVAL = 10.0
 
 
 class Sparingly:
-    """Log lines that others can cause, participants or strangers: they must not be able to fill a disk.
+    """Log lines that others can cause, participants or strangers, or that come by the second: they must not
+    be able to fill a disk.
 
     Of each kind the first is logged at once, and then every SPARING_INTERVAL how many more there were, with
     the last of them. To be used on an event loop.
@@ -44,11 +45,15 @@ class Sparingly:
     def info(self, kind: str, text: str, *arguments: object) -> None:
         self._note(logging.INFO, kind, text, arguments)
 
+    def exception(self, kind: str, text: str, *arguments: object) -> None:
+        """An error, the first of its kind with the traceback of the exception that is being handled."""
+        self._note(logging.ERROR, kind, text, arguments)
+
     def _note(self, level: int, kind: str, text: str, arguments: tuple[object, ...]) -> None:
         if kind in self._last:
             self._more[kind] += 1
         else:
-            self._log.log(level, text, *arguments)
+            self._log.log(level, text, *arguments, exc_info=level == logging.ERROR)
             asyncio.get_running_loop().call_later(SPARING_INTERVAL, self._sum_up, kind)
         self._last[kind] = (level, text, arguments)
 

@@ -1,11 +1,14 @@
-"""What this process uses of the machine: memory and files, and how eagerly it collects garbage."""
+"""What this process uses of the machine: memory, files and CPUs, and how eagerly it collects garbage."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import os
 from pathlib import Path
+
+from manager.errors import StartError
 
 _STATM = Path("/proc/self/statm")
 
@@ -62,6 +65,17 @@ def allow_many_files() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return NO_LIMIT if files == resource.RLIM_INFINITY else min(files, NO_LIMIT)
+
+
+def bind_to_cpu(cpu: int) -> None:
+    """Binds this process to one of the CPUs it may use, counted from 0 and around.
+
+    Raises StartError where the platform can't.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise StartError("binding to a CPU needs sched_setaffinity, which this platform doesn't have")
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {allowed[cpu % len(allowed)]})
 
 
 class Trimmer:

@@ -26,6 +26,7 @@ from manager.folding import FOLDING_TIMEOUT, Folding
 from manager.incoming import checked, pieces
 from manager.limits import Limits
 from manager.listen import Address
+from manager.logs import Sparingly
 from manager.members import ANONYMOUS
 from manager.reports import Reports
 from manager.servicer import Servicer
@@ -46,6 +47,9 @@ GATHER_INTERVAL = 0.05
 HURRY_INTERVAL = 0.01
 """Seconds for which answers to a broadcast are gathered, before all are there; the latter where the caller
 looks at each. The coordinator's cost is per report."""
+
+BEAT_PAUSE = 0.5
+"""Seconds until the next attempt when something has gone wrong with a heartbeat."""
 
 GOODBYE_TIMEOUT = 1.0
 """Seconds that the coordinator gets to acknowledge the last reports."""
@@ -75,6 +79,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._servicer = Servicer(self, settings.limits, settings.files)
+        self._sparingly = Sparingly(log)
         self._sample = Sample()
         self._opens_memory = False  # whether this process can open the coordinator's memory …
         self._shares_memory = False  # … and the other way round
@@ -114,14 +119,13 @@ class Worker:
             self._socket.close(linger=1.0)
 
     def _connect(self) -> None:
-        socket = self._socket.socket
-        settings = self._settings
+        socket, settings = self._socket.socket, self._settings
         identity = routing_id(settings.index, settings.incarnation, os.getpid())
         socket.setsockopt(zmq.IDENTITY, identity)
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
-        socket.connect(self._settings.coordinator)
+        socket.connect(settings.coordinator)
         self._socket.start()
 
     # From participants
@@ -184,8 +188,7 @@ class Worker:
             self._schedule_flush()
 
     def _join(self, stream: Stream, hello: stream_pb2.Hello) -> link_pb2.Join:
-        settings = self._settings
-        anonymous = f"{ANONYMOUS}{settings.index}.{settings.incarnation}.{stream.id}"
+        anonymous = f"{ANONYMOUS}{self._settings.index}.{self._settings.incarnation}.{stream.id}"
         return link_pb2.Join(
             session=stream.id,
             participant_id=hello.participant_id or anonymous,
@@ -237,21 +240,32 @@ class Worker:
         trimmer = Trimmer(time.monotonic())
         while True:
             await asyncio.sleep(max(0.0, self._uplink.next_tick() - time.monotonic()))
-            cpu, sessions = time.process_time(), len(self._servicer.streams)
-            if trimmer.due(time.monotonic(), cpu, sessions):
-                trim()
-                trimmer.trimmed(time.process_time())
-            beat = link_pb2.Heartbeat(
-                cpu_seconds=cpu,
-                rss_bytes=resident_bytes(),
-                sessions=sessions,
-                violations=self._servicer.violations,
-                turned_away=self._servicer.turned_away,
-                shares_memory=self._opens_memory,
-            )
-            self._carry_out(self._uplink.tick(beat, time.monotonic()))
-            if self._confirmations:
-                self._confirm()
+            try:
+                beat = self._heartbeat(trimmer)
+            except Exception:  # that it lives is the most that it has to say
+                self._sparingly.exception("heartbeat", "a heartbeat can't say how this worker is")
+                beat = link_pb2.Heartbeat(shares_memory=self._opens_memory)
+            try:
+                self._carry_out(self._uplink.tick(beat, time.monotonic()))
+                if self._confirmations:
+                    self._confirm()
+            except Exception:
+                self._sparingly.exception("beat", "the link to the coordinator could not be served")
+                await asyncio.sleep(BEAT_PAUSE)
+
+    def _heartbeat(self, trimmer: Trimmer) -> link_pb2.Heartbeat:
+        """What this worker says of itself. Gives memory back first, if it is time."""
+        cpu, sessions = time.process_time(), len(self._servicer.streams)
+        if trimmer.due(time.monotonic(), cpu, sessions):
+            trim()
+            trimmer.trimmed(time.process_time())
+        return link_pb2.Heartbeat(
+            cpu_seconds=cpu,
+            rss_bytes=resident_bytes(),
+            violations=self._servicer.violations,
+            turned_away=self._servicer.turned_away,
+            shares_memory=self._opens_memory,
+        )
 
     # From the coordinator
 
@@ -371,23 +385,16 @@ class Worker:
 
     async def _drain(self, grace: float, reason: str | None) -> None:
         """Lets participants finish and sends them elsewhere, tells the coordinator, and ends the worker."""
-        await self._endpoint.drain(grace)
-        await self._folding.finish(FOLDING_TIMEOUT)
-        self._flush()
-        self._uplink.goodbye("drained")
-        self._transmit()
-        deadline = time.monotonic() + GOODBYE_TIMEOUT
-        while self._uplink.unacknowledged and time.monotonic() < deadline:  # noqa: ASYNC110 - once, at the end
-            await asyncio.sleep(0.01)
+        try:
+            await self._endpoint.drain(grace)
+            await self._folding.finish(FOLDING_TIMEOUT)
+            self._flush()
+            self._uplink.goodbye("drained")
+            self._transmit()
+            until = time.monotonic() + GOODBYE_TIMEOUT
+            while self._uplink.unacknowledged and time.monotonic() < until:  # noqa: ASYNC110 - once, at the end
+                await asyncio.sleep(0.01)
+        except Exception as error:
+            log.exception("this worker can't drain as it should; it exits all the same")
+            reason = reason or f"its drain went wrong: {error}"
         self._stopped.set_result(reason)
-
-
-def pin(cpu: int) -> None:
-    """Binds this process to one of the CPUs it may use, counted from 0 and around.
-
-    Raises StartError where the platform can't.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        raise StartError("binding to a CPU needs sched_setaffinity, which this platform doesn't have")
-    allowed = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {allowed[cpu % len(allowed)]})

@@ -692,7 +692,6 @@ class Heartbeat(google.protobuf.message.Message):
     SENT_FIELD_NUMBER: builtins.int
     CPU_SECONDS_FIELD_NUMBER: builtins.int
     RSS_BYTES_FIELD_NUMBER: builtins.int
-    SESSIONS_FIELD_NUMBER: builtins.int
     VIOLATIONS_FIELD_NUMBER: builtins.int
     SHARES_MEMORY_FIELD_NUMBER: builtins.int
     TURNED_AWAY_FIELD_NUMBER: builtins.int
@@ -700,8 +699,6 @@ class Heartbeat(google.protobuf.message.Message):
     """the highest sequence sent so far: shows the peer a gap at the tail"""
     cpu_seconds: builtins.float
     rss_bytes: builtins.int
-    sessions: builtins.int
-    """streams that have said their first message"""
     violations: builtins.int
     """streams ended for a breach of the protocol, so far"""
     shares_memory: builtins.bool
@@ -714,12 +711,11 @@ class Heartbeat(google.protobuf.message.Message):
         sent: builtins.int = ...,
         cpu_seconds: builtins.float = ...,
         rss_bytes: builtins.int = ...,
-        sessions: builtins.int = ...,
         violations: builtins.int = ...,
         shares_memory: builtins.bool = ...,
         turned_away: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "sessions", b"sessions", "shares_memory", b"shares_memory", "turned_away", b"turned_away", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "shares_memory", b"shares_memory", "turned_away", b"turned_away", "violations", b"violations"]) -> None: ...
 
 Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
 
