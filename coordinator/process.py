@@ -42,7 +42,10 @@ class SpawnedProcess:
     """Started by this process."""
 
     def __init__(self, arguments: Sequence[str], on_exit: OnExit) -> None:
-        """Starts it. ``on_exit`` gets its exit code on the running event loop; negative: the signal."""
+        """Starts it. ``on_exit`` gets its exit code on the running event loop; negative: the signal.
+
+        Raises OSError if it can't be started.
+        """
         self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
         self.started_at = time.monotonic()
@@ -54,7 +57,12 @@ class SpawnedProcess:
         )
         self.pid = self._process.pid
         self._watch = threading.Thread(target=self._wait, name=f"muster-watch-{self.pid}", daemon=True)
-        self._watch.start()
+        try:
+            self._watch.start()
+        except RuntimeError as error:  # no more threads: then nobody would notice its end
+            self._process.kill()
+            self._process.wait()
+            raise OSError(str(error)) from None
 
     def send_signal(self, number: signal.Signals) -> None:
         if self._process.returncode is None:
@@ -72,8 +80,11 @@ class SpawnedProcess:
 class AdoptedProcess:
     """Started by a coordinator that is gone. Its exit code can't be known: None."""
 
-    def __init__(self, pid: int, on_exit: OnExit) -> None:
-        """Raises OSError if there is no such process, or none can be adopted here."""
+    def __init__(self, pid: int, on_exit: OnExit, is_it: Callable[[], bool] = lambda: True) -> None:
+        """``is_it`` says whether the process of this pid is the one that is meant, as long as that is held.
+
+        Raises OSError if it is not there, or none can be adopted here.
+        """
         if not hasattr(os, "pidfd_open"):
             raise OSError("processes can't be adopted on this platform")
         self._loop = asyncio.get_running_loop()
@@ -81,6 +92,9 @@ class AdoptedProcess:
         self.pid = pid
         self.started_at = time.monotonic()
         self._fd = os.pidfd_open(pid)
+        if not is_it():  # asked only now: before, another could have taken the pid in the meantime
+            self.join()
+            raise ProcessLookupError(f"process {pid} is another one by now")
         self._loop.add_reader(self._fd, self._ended)
 
     def send_signal(self, number: signal.Signals) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +39,9 @@ ABORT_TIME = 0.5
 STOP_SLACK = OVERTIME + 1.0
 """Seconds beyond the grace period after which a worker that should drain is killed: until then it may fold in
 large answers that came in time."""
+
+
+ALL_GIVEN_UP = "all workers have died too often and were given up; why is in the lines above"
 
 
 class Listener(Protocol):
@@ -100,6 +102,7 @@ class Supervisor:
         self._all_booted: asyncio.Future[None] = self._loop.create_future()
         self._changed = asyncio.Event()
         self.on_all_given_up: Callable[[], None] = lambda: None
+        self._dismissed: list[WorkerProcess] = []  # of an earlier life, and not needed
         self.slots = [Slot(index) for index in range(settings.workers)]
 
     async def start(self, earlier: Sequence[Recorded] = ()) -> None:
@@ -115,11 +118,11 @@ class Supervisor:
             if recorded is not None:
                 self._adopt(slot, recorded)
         self._record()  # once all are known: until then the earlier record is the better one
-        for slot in self.slots:
-            if slot.process is None:
-                self._respawn(slot) if self.adopted else self._spawn(slot)
         for recorded in by_index.values():  # there are fewer slots than there were
             self._dismiss(recorded)
+        for slot in self.slots:
+            if slot.process is None:
+                self._respawn(slot) if self.adopted else self._spawn_first(slot)
         try:
             await asyncio.wait_for(self._all_booted, self._settings.boot_timeout)
         except TimeoutError:
@@ -193,10 +196,9 @@ class Supervisor:
         if await self._all_exited_within(patience):
             return
         for number, wait in ((signal.SIGTERM, 2.0), (KILL, 10.0)):
-            for slot in self.slots:
-                if slot.process is not None:
-                    log.warning("worker %d does not stop by itself", slot.index)
-                    slot.process.send_signal(number)
+            for process in self._running:
+                log.warning("the worker with pid %d does not stop by itself", process.pid)
+                process.send_signal(number)
             if await self._all_exited_within(wait):
                 return
 
@@ -207,8 +209,13 @@ class Supervisor:
 
     def hurry(self) -> None:
         """Makes a ``stop`` that is under way kill whatever still runs."""
-        for slot in self.slots:
-            self.kill(slot)
+        for process in self._running:
+            process.send_signal(KILL)
+
+    @property
+    def _running(self) -> list[WorkerProcess]:
+        """All that there are, dismissed ones included."""
+        return [slot.process for slot in self.slots if slot.process is not None] + self._dismissed
 
     def kill(self, slot: Slot) -> None:
         if slot.process is not None:
@@ -216,7 +223,7 @@ class Supervisor:
 
     async def _all_exited_within(self, patience: float) -> bool:
         self._deadline = time.monotonic() + patience
-        while any(slot.process is not None for slot in self.slots):
+        while self._running:
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), self._deadline - time.monotonic())
@@ -226,11 +233,13 @@ class Supervisor:
 
     def _adopt(self, slot: Slot, recorded: Recorded) -> None:
         """Does nothing if that process isn't there any more, or can't reach this coordinator."""
-        if f"--coordinator={self._endpoint}" not in recorded.arguments or not recorded.lives():
+        if f"--coordinator={self._endpoint}" not in recorded.arguments:
             self._dismiss(recorded)
             return
         try:
-            process = AdoptedProcess(recorded.pid, lambda code: self._on_exit(slot, process, code))
+            process = AdoptedProcess(
+                recorded.pid, lambda code: self._on_exit(slot, process, code), recorded.lives
+            )
         except OSError:
             return
         log.info("worker %d (pid %d) is still there", slot.index, recorded.pid)
@@ -242,10 +251,19 @@ class Supervisor:
 
     def _dismiss(self, recorded: Recorded) -> None:
         """A worker of an earlier life that nobody needs: it drains."""
-        if recorded.lives():
-            log.info("worker %d (pid %d) of an earlier life is not needed", recorded.index, recorded.pid)
-            with contextlib.suppress(OSError):
-                os.kill(recorded.pid, signal.SIGTERM)
+
+        def gone(_code: int | None) -> None:
+            process.join()
+            self._dismissed.remove(process)
+            self._changed.set()
+
+        try:
+            process = AdoptedProcess(recorded.pid, gone, recorded.lives)
+        except OSError:
+            return
+        log.info("worker %d (pid %d) of an earlier life is not needed", recorded.index, recorded.pid)
+        self._dismissed.append(process)
+        process.send_signal(signal.SIGTERM)
 
     def _spawn(self, slot: Slot) -> None:
         slot.forget_timers()
@@ -257,6 +275,12 @@ class Supervisor:
         slot.process = process
         self._listener.starting(slot.index, slot.incarnation, process.pid)
         self._record()
+
+    def _spawn_first(self, slot: Slot) -> None:
+        try:
+            self._spawn(slot)
+        except OSError as error:
+            raise WorkerBootError(f"worker {slot.index} can't be started: {_why(error)}") from None
 
     def _record(self) -> None:
         try:
@@ -273,7 +297,7 @@ class Supervisor:
         try:
             self._spawn(slot)
         except OSError as error:  # no memory, no processes, no files …
-            log.error("worker %d can't be started: %s", slot.index, error)
+            log.error("worker %d can't be started: %s", slot.index, _why(error))
             slot.next_start = self._loop.call_later(MAX_WAIT, self._respawn, slot)
             return
         slot.boot_check = self._loop.call_later(self._settings.boot_timeout, self._check_boot, slot)
@@ -281,7 +305,8 @@ class Supervisor:
     def _check_boot(self, slot: Slot) -> None:
         slot.boot_check = None
         if not slot.booted:
-            log.error("worker %d said nothing since it was started; it is killed", slot.index)
+            since = "adopted" if isinstance(slot.process, AdoptedProcess) else "started"
+            log.error("worker %d said nothing since it was %s; it is killed", slot.index, since)
             self.kill(slot)
 
     def _arguments(self, slot: Slot) -> tuple[str, ...]:
@@ -340,6 +365,19 @@ class Supervisor:
             case GiveUp(reason):
                 slot.given_up = True
                 self._changed.set()
-                if all(each.given_up for each in self.slots):
+                all_are = all(each.given_up for each in self.slots)
+                log.error(
+                    "worker %d ended (%s) and is given up: %s%s",
+                    slot.index,
+                    describe_exit(code),
+                    reason,
+                    "" if all_are else "; `coordinator restart-workers` tries it again",
+                )
+                if all_are:
+                    if not self._all_booted.done():
+                        self._all_booted.set_exception(WorkerBootError(ALL_GIVEN_UP))
                     self.on_all_given_up()
-                log.error("worker %d ended (%s) and is given up: %s", slot.index, describe_exit(code), reason)
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)

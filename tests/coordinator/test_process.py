@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import ParamSpec
 
 import pytest
 
-from coordinator.process import AdoptedProcess, describe_exit
+from coordinator.process import AdoptedProcess, SpawnedProcess, describe_exit
 
 PROGRAM = """
 import signal, sys
@@ -132,6 +133,20 @@ async def test_what_does_not_run_can_not_be_adopted(child: subprocess.Popen[str]
 
 
 @in_a_loop
+async def test_one_that_turns_out_to_be_another_is_not_adopted(child: subprocess.Popen[str]) -> None:
+    before, held = open_files(), set[Path]()
+
+    def is_it() -> bool:
+        held.update(open_files())
+        return False
+
+    with pytest.raises(ProcessLookupError, match="another one by now"):
+        AdoptedProcess(child.pid, Ends(), is_it)
+    assert held > before, "whose pid it is was asked before the process was held"
+    assert open_files() <= before
+
+
+@in_a_loop
 async def test_nothing_stays_open_of_it(child: subprocess.Popen[str]) -> None:
     before = open_files()
     ends = Ends()
@@ -149,6 +164,16 @@ async def test_where_there_are_no_pidfds_nothing_is_adopted(
     monkeypatch.delattr(os, "pidfd_open")
     with pytest.raises(OSError, match="can't be adopted"):
         AdoptedProcess(child.pid, Ends())
+
+
+@in_a_loop
+async def test_one_that_nobody_can_watch_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    with pytest.raises(OSError, match="can't start new thread"):
+        SpawnedProcess(["--help"], Ends())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.errors import WorkerBootError
 from coordinator.process import OnExit
 from coordinator.rolling import RollingRestart
 from coordinator.run_dir import RunDir
@@ -57,6 +59,7 @@ class FakeWorkers:
 class Harness:
     def __init__(self, run_dir: RunDir) -> None:
         self.spawned: list[FakeProcess] = []
+        self.refusal: OSError | None = None
         self.workers = FakeWorkers()
         settings = Settings(workers=2, grace=5.0)
         listen = Address("127.0.0.1", 50051)
@@ -64,6 +67,8 @@ class Harness:
         self.rolling = RollingRestart(self.supervisor, settings.grace)
 
     def spawn(self, arguments: Sequence[str], on_exit: OnExit) -> FakeProcess:
+        if self.refusal is not None:
+            raise self.refusal
         process = FakeProcess(arguments, on_exit)
         self.spawned.append(process)
         return process
@@ -112,6 +117,34 @@ def with_harness(test: Test) -> Callable[[Path, pytest.MonkeyPatch], None]:
 
     del run.__wrapped__  # pytest would look for its arguments
     return run
+
+
+@with_harness
+async def test_a_first_worker_that_the_system_will_not_start_is_told_in_a_sentence(harness: Harness) -> None:
+    harness.refusal = OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    with pytest.raises(WorkerBootError, match=r"^worker 0 can't be started: Resource temporarily unavail"):
+        await harness.supervisor.start()
+
+
+@with_harness
+async def test_a_later_one_is_tried_again(harness: Harness) -> None:
+    await harness.start()
+    harness.refusal = OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    harness.exit(1, 0)
+    slot = harness.supervisor.slots[1]
+    assert slot.process is None
+    assert slot.next_start is not None
+
+
+@with_harness
+async def test_one_that_says_nothing_is_killed(harness: Harness) -> None:
+    await harness.start()
+    harness.exit(1, 0)
+    slot = harness.supervisor.slots[1]
+    assert slot.boot_check is not None
+    assert slot.next_start is None
+    harness.supervisor._check_boot(slot)
+    assert harness.spawned[-1].signals == [signal.SIGKILL]
 
 
 # Rolling restarts

@@ -122,6 +122,27 @@ def test_with_fewer_workers_the_others_send_their_participants_on(tmp_path: Path
             assert pids(second) == before[:1]
 
 
+def test_those_others_do_not_outlive_it(tmp_path: Path, devices: Devices) -> None:
+    with killed(tmp_path / "first.log", "--workers=2") as first:
+        joined = devices.join(first.listen, 12)
+        before = pids(first)
+        with connect(first.control) as connection, ThreadPoolExecutor(1) as threads:
+            cohort = connection.get_participants(12, timeout=20)
+            assert any(proxy.worker == 1 for proxy in cohort)
+            call = threads.submit(cohort.run, instruction("hold"))
+            assert all(device.holding.wait(20) for device in joined)
+            kill(first)
+            assert isinstance(call.exception(20), CoordinatorGone)
+        with start_coordinator(tmp_path / "second.log", "--workers=1", *again(first)) as second:
+            assert "of an earlier life is not needed" in second.output
+            assert psutil.pid_exists(before[1]), "it would wait for its participants"
+            second.send(signal.SIGTERM)
+            eventually(lambda: "stopping" in second.output)
+            second.send(signal.SIGTERM)  # doesn't wait
+            second.wait()
+            eventually(lambda: not psutil.pid_exists(before[1]), timeout=10)  # it would take 30 s by itself
+
+
 def test_workers_with_other_settings_are_renewed_one_by_one(tmp_path: Path, devices: Devices) -> None:
     with killed(tmp_path / "first.log", "--workers=2") as first:
         devices.join(first.listen, 6)
