@@ -1,7 +1,8 @@
 """``manager start``: one worker process. The coordinator runs it; people rarely do.
 
 Exit codes: 0 drained; 2 usage; 3 could not start (the coordinator doesn't try again); 4 the link to the
-coordinator is of no use any more.
+coordinator is of no use any more. Workers write no core files, which are as large as their memory and could
+fill a disk, unless MUSTER_CORE_DUMPS=1 is in the environment.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import logging
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +24,13 @@ from manager.listen import Address
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
 from manager.options import AddressType, limit_options, log_options, option, take_limits
-from manager.usage import allow_many_files, bind_to_cpu
+from manager.usage import allow_many_files, bind_to_cpu, forbid_core_dumps
 
 EXIT_TIMEOUT = 2.0
 """Seconds that the process may take to exit once it has said goodbye; then it says where it hangs."""
+
+CORE_DUMPS = "MUSTER_CORE_DUMPS"
+"""Variable of the environment: 1 lets a worker that is aborted or crashes write a core file."""
 
 EXIT_COULD_NOT_START = 3
 EXIT_LINK_LOST = 4
@@ -93,6 +98,8 @@ def start(
         if pin is not None:
             bind_to_cpu(pin)
         faulthandler.enable()  # one that hangs gets a SIGABRT before it is killed
+        if os.environ.get(CORE_DUMPS, "0") in ("", "0"):
+            forbid_core_dumps()
         files = allow_many_files()
         try:
             participants = room(limits, files).participants

@@ -67,6 +67,16 @@ def allow_many_files() -> int:
     return NO_LIMIT if files == resource.RLIM_INFINITY else min(files, NO_LIMIT)
 
 
+def forbid_core_dumps() -> None:
+    """Keeps the system from writing this process's memory to disk when it is aborted or crashes."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+
+
 def bind_to_cpu(cpu: int) -> None:
     """Binds this process to one of the CPUs it may use, counted from 0 and around.
 
