@@ -164,6 +164,7 @@ def start(log_level: str, log_format: LogFormat, share_port: bool, **options: An
 
 async def _serve(settings: Settings, live: bool) -> None:
     from coordinator.running import RunningCoordinator  # grpc and zmq load here: --help stays fast
+    from coordinator.supervisor import ALL_GIVEN_UP
     from coordinator.view import UPDATE_INTERVAL, LiveView, LogView, View, log
 
     loop = asyncio.get_running_loop()
@@ -223,7 +224,7 @@ async def _serve(settings: Settings, live: bool) -> None:
             waiting.cancel()
         log.info("stopped")
     if coordinator.failed.is_set():
-        raise StartError("all workers have died too often and were given up; why is in the lines above")
+        raise StartError(ALL_GIVEN_UP)
 
 
 for command in remote.COMMANDS:

@@ -34,7 +34,8 @@ class Coordinator(Participants[B]):
         settings: any other field of coordinator.settings.Settings.
 
     ``start`` raises AddressInUse if another process has an address, WorkerBootError if a worker can't start,
-    and StartError otherwise.
+    and StartError otherwise. If all workers die again and again it stops by itself: whoever waits for
+    participants, or asks for some, gets Closed with the reason, and calls that ran end with everybody lost.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from coordinator.downlink import State as LinkState
 from coordinator.rolling import RollingRestart
 from coordinator.run_dir import InUseError, RunDir, State, default_path
 from coordinator.settings import Settings
-from coordinator.supervisor import STOP_SLACK, Slot, Supervisor
+from coordinator.supervisor import ALL_GIVEN_UP, STOP_SLACK, Slot, Supervisor
 from coordinator.workers import Workers
 from manager.call import OutcomeKind
 from manager.dispatcher import Dispatcher
@@ -52,7 +52,7 @@ class RunningCoordinator:
         self._stopping: asyncio.Task[None] | None = None
         self._stop_at = 0.0
         self.failed = asyncio.Event()
-        """Set once every worker has been given up: nothing can be served any more."""
+        """Set once every worker has been given up: it stops, for nothing can be served any more."""
 
     @property
     def workers(self) -> Workers:
@@ -103,7 +103,7 @@ class RunningCoordinator:
             workers.on_silent = supervisor.wedged
             rolling = self._rolling = RollingRestart(supervisor, settings.grace)
             workers.settled = lambda: not rolling.active
-            supervisor.on_all_given_up = self.failed.set
+            supervisor.on_all_given_up = self._fail
             workers.open()
             await supervisor.start(earlier.workers)
             self._renewal = asyncio.ensure_future(rolling.renew(everybody=not current))
@@ -212,8 +212,15 @@ class RunningCoordinator:
         if self._reservation is not None:
             self._reservation.close()
         if self._run_dir is not None:
-            # Without a supervisor the workers of an earlier life were not found yet, and still run.
-            self._run_dir.close(finished=self._supervisor is not None)
+            # Without a supervisor the workers of an earlier life, if any, were not found yet and still run.
+            earlier = () if self._supervisor is not None else self._run_dir.read().workers
+            self._run_dir.close(finished=not any(worker.lives() for worker in earlier))
+
+    def _fail(self) -> None:
+        """No worker is left, and none will be: whoever waits for anything is told so."""
+        self.failed.set()
+        self.workers.dispatcher.failure = f"{ALL_GIVEN_UP}; start it anew once that is mended"
+        self.drain(0.0)
 
     def hurry(self) -> None:
         """Makes a ``stop`` that is under way wait no longer."""

@@ -72,6 +72,8 @@ class Dispatcher:
         self._scheduled = False
         self._closed = False
         self.draining = False
+        self.failure = ""
+        """Why nobody will ever be there any more; empty if it ends because somebody wants it to."""
         self.max_message = MAX_MESSAGE_SIZE
         """Bytes that an instruction may have."""
         self._sparingly = Sparingly(log)
@@ -158,10 +160,13 @@ class Dispatcher:
         for request, waiter in self._requests.items():
             self.pool.abandon(request)
             if not waiter.done():
-                waiter.set_exception(Closed(DRAINING))
+                waiter.set_exception(self._over())
         self._requests.clear()
         for member in self.pool.away:
             self.ended(member)
+
+    def _over(self) -> Closed:
+        return Closed(self.failure or ("it has been closed already" if self._closed else DRAINING))
 
     def ended(self, member: Member) -> None:
         """The member's session is over, and nothing that was sent on it is still on its way."""
@@ -264,10 +269,8 @@ class Dispatcher:
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
         request = Request(next(self._ids), minimum, maximum, where, now, deadline, exclusive)
-        if self._closed:
-            raise Closed("it has been closed already")
-        if self.draining:
-            raise Closed(DRAINING)
+        if self._closed or self.draining:
+            raise self._over()
         waiter: asyncio.Future[Acquired] = self._loop.create_future()
         self.pool.ask(request)
         self._requests[request.id] = waiter
@@ -382,6 +385,6 @@ class Dispatcher:
         self.settle()
         for waiter in self._requests.values():
             if not waiter.done():
-                waiter.set_exception(Closed("closed while waiting for participants"))
+                waiter.set_exception(Closed(self.failure or "closed while waiting for participants"))
         if self._timer is not None:
             self._timer.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,9 +19,19 @@ import numpy as np
 import psutil
 import pytest
 
-from coordinator import Coordinator, CoordinatorGone, ParticipantLost, WorkerBootError, connect
+from coordinator import (
+    AddressInUse,
+    Closed,
+    Coordinator,
+    CoordinatorGone,
+    ParticipantLost,
+    WorkerBootError,
+    connect,
+)
 from coordinator.restarts import MAX_DEATHS
+from coordinator.run_dir import default_path
 from manager.folding import INLINE_SIZE
+from manager.listen import Address
 from tests.process.running import start_coordinator, start_participants
 from tests.support import Devices, eventually, instruction, tensors
 
@@ -168,6 +179,57 @@ def test_without_any_worker_left_the_coordinator_ends_with_a_sentence(
         assert coordinator.popen.wait() == 1
         assert "worker 0 ended (killed by SIGKILL) and is given up" in coordinator.output
         assert "Error: all workers have died too often" in coordinator.output
+
+
+def test_without_any_worker_left_who_waits_in_a_script_is_told_so(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.restarts.MAX_DEATHS", 0)
+    with (
+        Coordinator(workers=1, listen="127.0.0.1:0", log_level="critical") as coordinator,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        (device,) = devices.join(coordinator.listen, 1)
+        cohort = coordinator.get_participants(1, timeout=20)
+        call = threads.submit(cohort.run, instruction("hold"))
+        assert device.holding.wait(20)
+        waiting = threads.submit(coordinator.get_participants, 2)
+        eventually(lambda: coordinator.status().waiting == 1)
+        os.kill(coordinator.status().workers[0].pid, signal.SIGKILL)
+        with pytest.raises(Closed, match="all workers have died too often"):
+            waiting.result(20)
+        assert len(call.result(20).lost) == 1
+        for ask in (coordinator.get_participants, coordinator.lease):
+            with pytest.raises(Closed, match="all workers have died too often"):
+                ask(1)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_workers_write_core_files_only_if_that_is_wanted(
+    wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    if not before[1]:
+        pytest.skip("core files are forbidden here anyway")
+    if wanted:
+        monkeypatch.setenv("MUSTER_CORE_DUMPS", "1")
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    try:
+        with Coordinator(workers=1, listen="127.0.0.1:0", log_level="critical") as coordinator:
+            worker = psutil.Process(coordinator.status().workers[0].pid)
+            assert worker.rlimit(psutil.RLIMIT_CORE) == (before[1] if wanted else 0, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+def test_a_start_that_fails_leaves_no_run_directory() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = Address("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(AddressInUse):
+            Coordinator(workers=1, listen=str(listen)).start()
+        assert not default_path(listen).exists()
 
 
 def test_the_pool_is_evened_out_once_a_worker_is_back(tmp_path: Path) -> None:
