@@ -26,7 +26,10 @@ LOOK_INTERVAL = 0.2
 """Seconds between two looks how the draining goes."""
 
 control_option = option(
-    "--control", type=AddressType(), default=DEFAULT_CONTROL, help="The coordinator's control address."
+    "--control",
+    type=AddressType(),
+    default=DEFAULT_CONTROL,
+    help="Where the coordinator is asked: what its own --control says.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -141,12 +144,23 @@ def restart_workers(control: Address) -> None:
     Running calls finish, and participants move to the other workers. A training that runs meanwhile notices
     nothing. Workers that were given up are tried again.
     """
+    import grpc
+
     with _Asking(control) as stub:
-        for restarted in stub.RestartWorkers(control_pb2.RestartRequest()):
-            click.echo(
-                f"worker {restarted.worker} is up again (pid {restarted.pid}), "
-                f"{restarted.done} of {restarted.total}"
-            )
+        # So that it is known that there was somebody, should nobody be there later.
+        total = len(stub.GetStatus(control_pb2.StatusRequest(), timeout=ANSWER_TIMEOUT).workers)
+        done = 0
+        try:
+            for restarted in stub.RestartWorkers(control_pb2.RestartRequest()):
+                done, pid = restarted.done, restarted.pid
+                click.echo(f"worker {restarted.worker} is up again (pid {pid}), {done} of {restarted.total}")
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                fail(
+                    f"the coordinator at {control} has ended, or can't be reached any more, when {done} of "
+                    f"{total} workers were up again"
+                )
+            raise
 
 
 COMMANDS = [status, participants, top, drain, stop, restart_workers]
@@ -175,6 +189,8 @@ class _Asking:
             code = error.code() if hasattr(error, "code") else None
             if code is grpc.StatusCode.UNAVAILABLE:
                 fail(f"no coordinator answers at {self._control}; is `coordinator start` running?")
+            if code is grpc.StatusCode.CANCELLED:
+                fail(f"the coordinator at {self._control} has ended before it could answer")
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 fail(f"{self._control} is not a control address (participants connect there?)")
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:

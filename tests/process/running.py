@@ -123,6 +123,20 @@ def start_coordinator(
 
 
 @contextmanager
+def killed(log: Path, *options: str) -> Iterator[RunningCoordinator]:
+    """A coordinator that the block must kill, and whose workers do not outlive the block for long."""
+    coordinator = RunningCoordinator(log, *options)
+    workers = coordinator.children()
+    try:
+        yield coordinator
+    finally:
+        coordinator.end()
+        for worker in workers:
+            if worker.is_running():
+                worker.kill()
+
+
+@contextmanager
 def attached_script(source: str, control: str) -> Iterator[IO[bytes]]:
     """A training script in a process of its own, killed at the end of the block. Gives its output."""
     with subprocess.Popen(

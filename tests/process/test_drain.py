@@ -22,7 +22,7 @@ from coordinator import CallTimeout, Cohort, Coordinator, CoordinatorGone, Parti
 from manager.folding import INLINE_SIZE
 from protos.messages import from_scalars
 from protos.messages import instruction as make_instruction
-from tests.process.running import BIN, command, run, start_coordinator, start_participants
+from tests.process.running import BIN, command, killed, run, start_coordinator, start_participants
 from tests.support import Devices, eventually, instruction, tensors
 
 
@@ -231,6 +231,36 @@ def test_workers_are_restarted_only_once_at_a_time(tmp_path: Path, devices: Devi
             device.release()
             assert len(running.result(20).results) == 1
             assert first.result().returncode == 0
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_rolling_restart_whose_coordinator_ends_says_so(tmp_path: Path, devices: Devices, how: str) -> None:
+    with (
+        killed(
+            tmp_path / "coordinator.log", "--workers=1", "--grace=20", f"--run-dir={tmp_path}/run"
+        ) as coordinator,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        (device,) = devices.join(coordinator.listen, 1)
+        with connect(coordinator.control) as connection:
+            cohort = connection.get_participants(1, timeout=20)
+            running = threads.submit(cohort.run, instruction("hold"))
+            assert device.holding.wait(20)
+            restart = threads.submit(
+                run, "coordinator", "restart-workers", f"--control={coordinator.control}"
+            )
+            eventually(lambda: "all workers are restarted" in coordinator.output)
+            if how == "killed":
+                coordinator.send(signal.SIGKILL)
+                why = "has ended, or can't be reached any more, when 0 of 1 workers were up again"
+            else:
+                coordinator.send(signal.SIGTERM)
+                why = "refuses: the coordinator is stopping"
+            done = restart.result()
+            assert done.returncode == 1
+            assert done.stderr == f"Error: the coordinator at {coordinator.control} {why}\n"
+            device.release()
+            running.exception(20)
 
 
 def test_after_a_rolling_restart_was_interrupted_the_next_can_begin_at_once(
