@@ -90,7 +90,7 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
     "--control",
     type=AddressType(),
     default=DEFAULT_CONTROL,
-    help="Where scripts and `status` connect.",
+    help="Where training scripts connect, and commands such as `coordinator status`.",
 )
 @option("--link", default="ipc", metavar="ipc|tcp://HOST:PORT", help="How workers reach the coordinator.")
 @option(
@@ -112,7 +112,8 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
     type=click.FloatRange(1),
     default=30.0,
     metavar="SECONDS",
-    help="How long workers keep their participants for the next coordinator, should this one be killed.",
+    help="How long workers keep their participants for the next coordinator, should this one be killed. "
+    "Also how long calls may go on at a worker that you send a SIGTERM by hand.",
 )
 @option(
     "--max-participants",

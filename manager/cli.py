@@ -55,7 +55,7 @@ def main() -> None:
     type=click.FloatRange(0),
     default=30.0,
     metavar="SECONDS",
-    help="How long to go on without a coordinator.",
+    help="How long to go on without a coordinator, and how long calls may go on after a SIGTERM.",
 )
 # Not from the environment: there MUSTER_PIN is the coordinator's, and means something else. And limits that
 # the coordinator has by an option must not be mixed with others of the environment.

@@ -119,7 +119,8 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
             "default": _DEFAULTS.max_message,
             "show_default": "2GiB less a byte",
             "metavar": "SIZE",
-            "help": "How large an answer may be, at least 4MiB. Those beyond it are failures.",
+            "help": "How large an instruction or an answer may be, at least 4MiB. A call with a larger "
+            "instruction is refused; larger answers are failures.",
         },
     ),
     (
