@@ -1,10 +1,10 @@
 """Decides what happens when a worker process ends. Sans-IO.
 
-- One that never said hello could not boot: trying again would do the same. While the coordinator starts, that
-  halts the start.
-- One that worked is started again, at once the first time, then after exponentially longer waits; a life of
-  ``STABLE_AFTER`` seconds clears the record.
-- More than ``MAX_DEATHS`` in ``PERIOD`` seconds is a crash loop: the slot is given up, visibly, in the manner
+- One that worked is started again, at once the first time, then after exponentially longer waits; these begin
+  anew after a life of ``STABLE_AFTER`` seconds.
+- One that ended before it said hello waits even the first time. (While the coordinator starts that halts the
+  start, for trying again would do the same: supervisor.py.)
+- More than ``MAX_DEATHS`` in ``PERIOD`` seconds are a crash loop: the slot is given up, visibly, in the manner
   of OTP's supervisors (intensity and period).
 """
 

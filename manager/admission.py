@@ -58,7 +58,7 @@ def moves_per_second(max_joins: float) -> float:
 
 
 class Admission:
-    """Of one worker."""
+    """Of one worker; or of a whole coordinator, which asks only when to come back if it is ``full``."""
 
     def __init__(
         self,

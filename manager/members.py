@@ -1,7 +1,8 @@
 """What is known of one pooled participant: shared by the pool and the table of calls.
 
-A member is one session of one participant. When the participant reconnects it becomes a new member with a
-new key, so that nothing meant for the old session can reach the new one.
+A member is one session of one participant, or several in a row if it is told to move. When the participant
+reconnects by itself it becomes a new member with a new key, so that nothing meant for the old session can
+reach the new one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class _Working:
 
 
 class Member(_Working):
-    """One session of one participant. Compared by identity.
+    """One participant for as long as it is pooled. Compared by identity.
 
     The pool's own are ``lease`` and ``gone``; the table of calls' are ``tag`` (of the instruction that it
     works on; 0: none), ``call`` (whose instruction that is; None once nobody waits for the answer), ``index``
@@ -69,7 +70,7 @@ class Member(_Working):
         self.joined_at = joined_at  # monotonic seconds
         self.lease: int | None = None
         self.gone = gone
-        # The callers' stand-in for it; kept here so that each session has one, for as long as it lives:
+        # The callers' stand-in for it; kept here so that each member has one, for as long as it lives:
         self.proxy: Any = None
         self.tag = 0
         self.call: Call | None = None

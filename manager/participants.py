@@ -2,7 +2,7 @@
 
 Whoever gives access to participants (the single-process manager, the coordinator, an attached script)
 inherits one of the two classes and hands it a backend. Here arguments are checked and proxies are made, one
-per session, so that a subclass may keep state in them.
+per member (members.py), so that a subclass may keep state in them.
 """
 
 from __future__ import annotations

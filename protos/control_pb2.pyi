@@ -365,7 +365,7 @@ class Participant(google.protobuf.message.Message):
     LEASED_FIELD_NUMBER: builtins.int
     CONNECTED_SECONDS_FIELD_NUMBER: builtins.int
     key: builtins.int
-    """names one session of one participant, never used again"""
+    """never used again; the same after a move, another when it connects anew by itself"""
     id: builtins.str
     worker: builtins.int
     peer: builtins.str
@@ -610,7 +610,7 @@ class ServerBatch(google.protobuf.message.Message):
     def settled(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Settled]: ...
     @property
     def gone(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """keys of participants this client was given, whose session has ended"""
+        """keys of participants this client was given that are gone; one that moves isn't"""
 
     @property
     def memory(self) -> protos.link_pb2.Memory:
