@@ -4,8 +4,8 @@
   anew after a life of ``STABLE_AFTER`` seconds.
 - One that ended before it said hello waits even the first time. (While the coordinator starts that halts the
   start, for trying again would do the same: supervisor.py.)
-- More than ``MAX_DEATHS`` in ``PERIOD`` seconds are a crash loop: the slot is given up, visibly, in the manner
-  of OTP's supervisors (intensity and period).
+- More than ``MAX_DEATHS`` in ``PERIOD`` seconds are a crash loop: the slot is given up, visibly, in the
+  manner of OTP's supervisors (intensity and period).
 """
 
 from __future__ import annotations

@@ -331,7 +331,7 @@ class Dispatcher:
         reduction: Reduction | None,
     ) -> Call:
         if self.draining and not self._closed:
-            raise Closed(DRAINING)
+            raise self._over()
         check_size(payloads, self.max_message)
         if not self._scheduled:
             self._schedule()
