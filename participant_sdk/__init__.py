@@ -16,7 +16,7 @@ lifecycle.py         what a participant does next, over all of its streams
 handlers.py          the one answer to an instruction
 backoff.py           how long to wait before the next attempt
 status.py            which gRPC status is which error
-address.py           what an address looks like
+address.py           what an address looks like, and where it leads
 hello.py             what the first message says (version.py: its version)
 ===================  ========================================================================
 
@@ -27,7 +27,8 @@ base.py, runner.py   a participant in an event loop
 work.py              where a handler runs
 connection.py        consume and dispatch, in asyncio
 stream.py            whole messages over a gRPC call
-channel.py           the TCP connection: the place for TLS and tokens
+channel.py           the TCP connection, in plaintext or with TLS
+credentials.py       certificates and tokens, read anew for each connection
 background.py        the event loop behind the blocking calls
 signals.py           SIGINT and SIGTERM as a wish to stop
 ===================  ========================================================================
@@ -38,6 +39,7 @@ from participant_sdk.errors import (
     AddressError,
     ConnectionClosed,
     ConnectionLost,
+    CredentialsError,
     ParticipantError,
     ProtocolError,
     Reconnect,
@@ -47,11 +49,14 @@ from participant_sdk.instruction import Instruction, Result
 from participant_sdk.participant import Participant
 from protos.messages import ScalarError
 from protos.tensors import TensorError
+from protos.tls import TLS
 
 __all__ = [
+    "TLS",
     "AddressError",
     "ConnectionClosed",
     "ConnectionLost",
+    "CredentialsError",
     "Instruction",
     "Participant",
     "ParticipantError",

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from participant_sdk.credentials import Credentials
 from participant_sdk.handlers import H, Handlers
 from participant_sdk.hello import check_attributes, hello
 from participant_sdk.runner import Runner
+from protos.bearer import Token
+from protos.tls import TLS
 
 
 class BaseParticipant:
     """Handlers by instruction name, and a connection that is made again whenever it is lost."""
 
-    def __init__(self, participant_id: str = "", attributes: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        participant_id: str = "",
+        attributes: Mapping[str, str] | None = None,
+        *,
+        tls: TLS | bool | None = None,
+        token: Token | None = None,
+    ) -> None:
         self.participant_id = participant_id
         self.attributes = check_attributes(attributes)
+        self._credentials = Credentials.of(tls, token)
         self._handlers = Handlers()
         self._runner: Runner | None = None
         self._stopping = False
@@ -50,11 +61,15 @@ class BaseParticipant:
         if self._runner is not None:
             self._runner.stop()
 
-    async def _run(self, address: str, attempts: int | None) -> None:
+    async def _run(
+        self, address: str, attempts: int | None, tls: TLS | bool | None, token: Token | None
+    ) -> None:
         if self._runner is not None:
             raise RuntimeError("this participant is running already; make a second one")
+        credentials = self._credentials.or_rather(tls, token)
+        credentials.check(address)
         greeting = hello(self.participant_id, self.attributes, accepts_cancel=True)
-        self._runner = Runner(address, greeting, self._handlers, attempts=attempts)
+        self._runner = Runner(address, credentials, greeting, self._handlers, attempts=attempts)
         try:
             if not self._stopping:
                 await self._runner.run()

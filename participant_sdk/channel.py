@@ -1,15 +1,18 @@
-"""How a participant's TCP connection is made: the one place where TLS and tokens belong.
+"""How a participant's TCP connection is made, in plaintext or with TLS.
 
 Decides the channel's options. Their reasons are in PROTOCOL.md, A.11; the server must allow pings every
-KEEPALIVE_TIME seconds without data, or it ends the connection with "too many pings".
+KEEPALIVE_TIME seconds without data, or it ends the connection with "too many pings". Which certificates and
+which token, credentials.py decides.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+import grpc
 import grpc.aio
 
+from participant_sdk.address import is_local
 from protos.chunks import MAX_FRAME_SIZE
 
 CONNECT: Final = "/muster.stream.v1.ParticipantManager/Connect"
@@ -34,7 +37,14 @@ _OPTIONS: Final = (
 )
 
 
-def _channel(address: str) -> grpc.aio.Channel:
-    """A new channel to the coordinator at ``address``. Made anew for each attempt, so that gRPC's own
-    connection backoff never adds to ours."""
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    """A new channel to the coordinator at ``address``; in plaintext without credentials.
+
+    Made anew for each attempt, so that gRPC's own connection backoff never adds to ours, and renewed
+    certificates are used.
+    """
+    # gRPC would go through a proxy (http_proxy) to loopback, too, with a token in plaintext.
+    options = (*_OPTIONS, ("grpc.enable_http_proxy", int(not is_local(address))))
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=options)

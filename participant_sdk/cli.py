@@ -1,7 +1,7 @@
 """The command ``participant``: runs the participants of a Python module.
 
 Decides the options, their words, and the exit codes: 0 after a clean stop, 1 if the coordinator refused a
-participant, 2 for a mistake in the command. All else is participant.py's.
+participant, 2 for a mistake in the command or a file that it names. All else is participant.py's.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from participant_sdk.address import check_address
 from participant_sdk.app import AppError, load_app
 from participant_sdk.base import BaseParticipant
-from participant_sdk.errors import AddressError
+from participant_sdk.errors import AddressError, CredentialsError
 from participant_sdk.logs import set_up_logging
 from participant_sdk.participant import run_all
+from protos.tls import TLS
+
+_FILE = click.Path(path_type=Path)
 
 
 def _address(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -87,6 +91,41 @@ def main() -> None:
     "given several times (in the variable: separated by spaces).",
 )
 @click.option(
+    "--ca",
+    type=_FILE,
+    metavar="FILE",
+    show_envvar=True,
+    help="Connect with TLS, and trust a server whose certificate is of a CA in this file (PEM).",
+)
+@click.option(
+    "--tls",
+    is_flag=True,
+    show_envvar=True,
+    help="Connect with TLS, and trust whom the system trusts if there is no --ca.",
+)
+@click.option(
+    "--cert",
+    type=_FILE,
+    metavar="FILE",
+    show_envvar=True,
+    help="This participant's certificate, with its chain (PEM), if the server wants one. Needs --key.",
+)
+@click.option(
+    "--key",
+    type=_FILE,
+    metavar="FILE",
+    show_envvar=True,
+    help="The private key to --cert (PEM), without a passphrase.",
+)
+@click.option(
+    "--token-file",
+    type=_FILE,
+    metavar="FILE",
+    show_envvar=True,
+    help="Holds the token that the coordinator knows this participant by. It is only sent over TLS, or to "
+    "this machine.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",
@@ -107,6 +146,11 @@ def start(
     connect: str,
     participant_id: str,
     attributes: dict[str, str],
+    ca: Path | None,
+    tls: bool,
+    cert: Path | None,
+    key: Path | None,
+    token_file: Path | None,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -116,9 +160,11 @@ def start(
     and Ctrl-C leave cleanly: the coordinator is told, a handler at work is waited for, and the exit code is
     0; a second one doesn't wait. If the coordinator refuses the participant the exit code is 1.
 
+    Certificates and the token are read anew for each connection: files may be replaced while it runs.
+
     \b
     Example:
-      participant start --app my_app:participant --connect example.org:50051 --attribute region=eu
+      participant start --app my_app:participant --connect example.org:50051 --ca ca.pem --token-file token
     """
     set_up_logging(log_level, log_format)
     try:
@@ -126,10 +172,13 @@ def start(
     except AppError as error:
         raise click.BadParameter(str(error), param_hint="'--app'") from None
     _rename(participants, participant_id, attributes)
-    errors = [error for error in run_all(participants, connect) if error is not None]
+    with_tls = TLS(ca, cert, key) if tls or ca or cert or key else None
+    outcomes = run_all(participants, connect, tls=with_tls, token=token_file)
+    errors = [error for error in outcomes if error is not None]
     if errors:
         count = f"{len(errors)} of {len(participants)} participants failed; " if len(participants) > 1 else ""
-        raise click.ClickException(f"{count}{errors[0]}")
+        kind = click.UsageError if isinstance(errors[0], CredentialsError) else click.ClickException
+        raise kind(f"{count}{errors[0]}")
 
 
 def _rename(participants: Sequence[BaseParticipant], participant_id: str, attributes: dict[str, str]) -> None:

@@ -24,6 +24,8 @@ from participant_sdk import connection as _asyncio
 from participant_sdk.background import background_loop, wait_for
 from participant_sdk.errors import ConnectionClosed
 from protos import stream_pb2
+from protos.bearer import Token
+from protos.tls import TLS
 
 __all__ = ["Connection", "connection"]
 
@@ -95,13 +97,28 @@ class Connection:
 
 
 def connection(
-    address: str, *, participant_id: str = "", attributes: Mapping[str, str] | None = None
+    address: str,
+    *,
+    participant_id: str = "",
+    attributes: Mapping[str, str] | None = None,
+    tls: TLS | bool | None = None,
+    token: Token | None = None,
 ) -> Connection:
     """A connection to the coordinator at ``address`` (``host:port``), to be used in a ``with`` statement.
 
     ``participant_id`` is a stable name for this participant (else the coordinator makes one up), and
     ``attributes`` what callers may select it by, such as ``{"region": "eu"}``.
 
-    Raises AddressError for a bad address. That nobody is there shows in the first dispatch or consume.
+    ``tls`` says whom to trust and who this is, True stands for TLS() (whom the system trusts), and without it
+    the connection is in plaintext. ``token`` is what the coordinator knows this participant by, or the Path
+    of a file that holds it; it is only sent over TLS, or to this machine. Files are read now, for mistakes in
+    them, and again when the connection is opened.
+
+    Raises AddressError for a bad address, and CredentialsError for files or a token that can't be used. That
+    nobody is there shows in the first dispatch or consume, and so does what TLS fails of.
     """
-    return Connection(_asyncio.Connection(address, participant_id=participant_id, attributes=attributes))
+    return Connection(
+        _asyncio.Connection(
+            address, participant_id=participant_id, attributes=attributes, tls=tls, token=token
+        )
+    )

@@ -12,10 +12,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from participant_sdk.address import check_address
+from participant_sdk.credentials import Credentials
 from participant_sdk.errors import ConnectionClosed, Reconnect
 from participant_sdk.hello import check_attributes, hello
 from participant_sdk.stream import Stream
 from protos import stream_pb2
+from protos.bearer import Token
+from protos.tls import TLS
 
 
 class Connection:
@@ -25,9 +28,17 @@ class Connection:
     """
 
     def __init__(
-        self, address: str, *, participant_id: str = "", attributes: Mapping[str, str] | None = None
+        self,
+        address: str,
+        *,
+        participant_id: str = "",
+        attributes: Mapping[str, str] | None = None,
+        tls: TLS | bool | None = None,
+        token: Token | None = None,
     ) -> None:
         self.address = check_address(address)
+        self._credentials = Credentials.of(tls, token)
+        self._credentials.check(address)
         self._hello: stream_pb2.ParticipantMessage | None = None
         if participant_id or attributes:
             self._hello = hello(participant_id, check_attributes(attributes), accepts_cancel=False)
@@ -35,7 +46,7 @@ class Connection:
         self._spoke = self._left = False
 
     async def __aenter__(self) -> Self:
-        self._stream = Stream(self.address, slicing=False)
+        self._stream = Stream(self.address, self._credentials, slicing=False)
         return self
 
     async def __aexit__(

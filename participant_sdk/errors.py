@@ -6,12 +6,14 @@
     ├── Reconnect            the coordinator asks to leave, wait and come back
     ├── ProtocolError        one side broke the rules of the stream: a bug, there or here
     ├── Rejected             the coordinator won't have this participant; trying again is useless
+    ├── CredentialsError     (also a ValueError) certificates or a token of one's own that can't be used
     └── AddressError         (also a ValueError) an address that can't be one
 
 Beside it stand protos.tensors.TensorError and protos.messages.ScalarError, for values that can't be sent.
 
-Decides the words and what each error carries; status.py decides which gRPC status becomes which error. Only
-the standard library and gRPC's status codes are needed here.
+Decides the words and what each error carries; status.py decides which gRPC status becomes which error, and
+says why a failure of TLS is never a Rejected. Only the standard library and gRPC's status codes are needed
+here.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ __all__ = [
     "AddressError",
     "ConnectionClosed",
     "ConnectionLost",
+    "CredentialsError",
     "ParticipantError",
     "ProtocolError",
     "Reconnect",
@@ -100,6 +103,13 @@ class Reconnect(ParticipantError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return Reconnect, (self.delay_seconds, self.address)
+
+
+class CredentialsError(ParticipantError, ValueError):
+    """A certificate, key or token of this participant's can't be used as it is, or mustn't be sent.
+
+    A Participant that finds this out when it reconnects tries again, for files can be put right.
+    """
 
 
 class AddressError(ParticipantError, ValueError):

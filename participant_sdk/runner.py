@@ -13,7 +13,8 @@ import random
 from collections.abc import Coroutine
 from typing import Any
 
-from participant_sdk.errors import ParticipantError
+from participant_sdk.credentials import Credentials
+from participant_sdk.errors import CredentialsError, ParticipantError
 from participant_sdk.handlers import Handlers
 from participant_sdk.lifecycle import (
     Abort,
@@ -45,12 +46,14 @@ class Runner:
     def __init__(
         self,
         address: str,
+        credentials: Credentials,
         hello: stream_pb2.ParticipantMessage,
         handlers: Handlers,
         *,
         attempts: int | None = None,
     ) -> None:
         self._lifecycle = Lifecycle(address, random=random.SystemRandom().random, attempts=attempts)
+        self._credentials = credentials
         self._hello = hello.SerializeToString()
         self._id = hello.hello.participant_id
         self._handlers = handlers
@@ -113,7 +116,11 @@ class Runner:
     async def _converse(self, address: str, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:
             await asyncio.wait([previous])
-        stream = Stream(address, slicing=True)
+        try:
+            stream = Stream(address, self._credentials, slicing=True)
+        except CredentialsError as error:
+            self._events.put_nowait(Ended(error))
+            return
         connected = False
         try:
             await stream.connected()

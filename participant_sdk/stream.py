@@ -1,7 +1,8 @@
 """One stream to a coordinator, as whole messages: the asyncio shell around a gRPC call.
 
-Joins and splits chunks (protos.chunks), turns the stream's end into an error (status.py), and says
-goodbye. Whose turn it is to speak is decided elsewhere: by the user of a Connection, or by lifecycle.py.
+Joins and splits chunks (protos.chunks), turns the stream's end into an error (status.py; protos.tls has a
+look where there was no connection), and says goodbye. Whose turn it is to speak is decided elsewhere: by the
+user of a Connection, or by lifecycle.py.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from participant_sdk.address import host_and_port
 from participant_sdk.channel import CONNECT, _channel
+from participant_sdk.credentials import Credentials
 from participant_sdk.errors import ConnectionClosed, ParticipantError, ProtocolError
-from participant_sdk.status import error_of
+from participant_sdk.status import error_of, needs_diagnosis
 from protos import stream_pb2
 from protos.chunks import Assembler, Pieces, in_memory, in_one_buffer, read_chunk
 from protos.envelope import MalformedMessageError
 from protos.sliced import ReceivedMessage
+from protos.tls import diagnose
 
 LEAVE_TIMEOUT: Final = 3.0
 """Seconds that a goodbye may take before the stream is cut off."""
@@ -47,18 +51,24 @@ class Stream:
     it is parsed.
     """
 
-    def __init__(self, address: str, *, slicing: bool) -> None:
+    def __init__(self, address: str, credentials: Credentials, *, slicing: bool) -> None:
+        """Reads the credentials' files. Raises CredentialsError if they can't be used."""
         self.address = address
-        self._channel = _channel(address)
+        self._credentials = credentials
+        self._shown = credentials.metadata(address)
+        self._channel = _channel(address, credentials.for_channel())
         # None once it is closed: gRPC closes the TCP connection only when nobody has the call any more, and
         # who has this stream depends on tracebacks, hence on the garbage collector.
-        self._call: grpc.aio.StreamStreamCall[bytes, bytes] | None = self._channel.stream_stream(CONNECT)()
+        self._call: grpc.aio.StreamStreamCall[bytes, bytes] | None = self._channel.stream_stream(CONNECT)(
+            metadata=self._shown
+        )
         self._status: asyncio.Future[tuple[grpc.StatusCode, str]] = asyncio.get_running_loop().create_future()
         self._call.add_done_callback(self._note_status)
         self._assembler: Assembler[bytes | memoryview] = Assembler(in_one_buffer if slicing else in_memory)
         self._turn_to_write = asyncio.Lock()
         self._reading: asyncio.Task[ReceivedMessage] | None = None
         self._writing: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Lock()
         self._error: ParticipantError | None = None
         self._closed = False
 
@@ -197,14 +207,23 @@ class Stream:
             error.__traceback__ = None  # gRPC's frames have the call
         if self._closed:
             return self._over()
-        if self._error is None:
-            try:
-                async with asyncio.timeout(_VERDICT_TIMEOUT):
-                    code, details = await asyncio.shield(self._status)
-            except TimeoutError:
-                code, details = grpc.StatusCode.UNAVAILABLE, "the stream broke"
-            self._error = self._error or error_of(code, details, self.address)
+        async with self._ending:  # a reader and a writer find out at the same time
+            if self._error is None:
+                why = await self._find_out_why()
+                self._error = self._error or why
         return self._error
+
+    async def _find_out_why(self) -> ParticipantError:
+        try:
+            async with asyncio.timeout(_VERDICT_TIMEOUT):
+                code, details = await asyncio.shield(self._status)
+        except TimeoutError:
+            code, details = grpc.StatusCode.UNAVAILABLE, "the stream broke"
+        diagnosis = None
+        if needs_diagnosis(code, details) and (where := host_and_port(self.address)) is not None:
+            diagnosis = await diagnose(*where, self._credentials.tls)
+        renewed = code is grpc.StatusCode.UNAUTHENTICATED and self._credentials.renewed(self._shown)
+        return error_of(code, details, self.address, diagnosis=diagnosis, renewed=renewed)
 
     def _written(self, task: asyncio.Task[None]) -> None:
         self._writing.discard(task)

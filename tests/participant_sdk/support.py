@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
@@ -43,6 +43,8 @@ class Peer:
         self._frames = frames
         self._context = context
         self.connection = context.peer()
+        self.metadata = dict(context.invocation_metadata() or ())
+        self.names = [name.decode() for name in context.auth_context().get("x509_common_name", ())]
         self.frames_received = 0
 
     async def receive(self) -> stream_pb2.ParticipantMessage:
@@ -94,15 +96,27 @@ class Peer:
 
 
 class ScriptedCoordinator:
-    """``with ScriptedCoordinator(first, second) as coordinator:``: streams run the scripts in this order."""
+    """``with ScriptedCoordinator(first, second) as coordinator:``: streams run the scripts in this order.
 
-    def __init__(self, *scripts: Script) -> None:
+    It speaks plaintext without credentials.
+    """
+
+    def __init__(
+        self,
+        *scripts: Script,
+        credentials: grpc.ServerCredentials | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
         self.address = ""
+        self._credentials = credentials
+        self._interceptors = interceptors
         self._scripts = list(scripts)
         self._remaining = len(scripts)
         self._errors: list[BaseException] = []
         self._ready = threading.Event()
         self._all_done = threading.Event()
+        if not scripts:
+            self._all_done.set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shutdown: asyncio.Event | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="scripted")
@@ -141,12 +155,15 @@ class ScriptedCoordinator:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._shutdown = asyncio.Event()
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(interceptors=self._interceptors, options=[("grpc.so_reuseport", 0)])
         handler: Any = grpc.stream_stream_rpc_method_handler(self._connect)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, {"Connect": handler}),)
         )
-        port = server.add_insecure_port("127.0.0.1:0")
+        if self._credentials is None:
+            port = server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = server.add_secure_port("127.0.0.1:0", self._credentials)
         await server.start()
         self.address = f"127.0.0.1:{port}"
         self._ready.set()

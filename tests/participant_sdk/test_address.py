@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from participant_sdk import AddressError
-from participant_sdk.address import check_address
+from participant_sdk.address import check_address, host_and_port
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,28 @@ def test_bad_addresses_say_what_is_wrong(address: Any, text: str) -> None:
     with pytest.raises(AddressError) as caught:
         check_address(address)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "where"),
+    [
+        ("coordinator.example:50051", ("coordinator.example", 50051)),
+        ("[::1]:50051", ("::1", 50051)),
+        ("[fe80::1%eth0]:1", ("fe80::1%eth0", 1)),
+        ("dns:///coordinator.example:50051", ("coordinator.example", 50051)),
+        ("dns:coordinator.example:50051", ("coordinator.example", 50051)),
+        ("ipv4:10.0.0.1:50051", ("10.0.0.1", 50051)),
+        ("ipv6:[::1]:50051", ("::1", 50051)),
+        ("dns:1", ("dns", 1)),
+        ("ipv4:10.0.0.1:1,10.0.0.2:1", None),
+        ("dns://8.8.8.8/coordinator.example:50051", None),
+        ("unix:/run/muster.sock", None),
+        ("vsock:2:1", None),
+    ],
+)
+def test_where_an_address_leads(address: str, where: tuple[str, int] | None) -> None:
+    assert check_address(address) == address
+    assert host_and_port(address) == where
 
 
 @given(st.text())

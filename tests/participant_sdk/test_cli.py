@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from participant_sdk import cli
 from protos import messages
 from protos.messages import result
+from tests.certificates import Authority, server_credentials
 from tests.participant_sdk.support import PATIENCE, Peer, ScriptedCoordinator
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +148,8 @@ def test_an_app_that_fails_by_itself_shows_its_own_error() -> None:
 
 def test_the_help_names_every_variable() -> None:
     text = invoke("start", "--help").output
-    for name in ("APP", "CONNECT", "ID", "ATTRIBUTE", "LOG_LEVEL", "LOG_FORMAT"):
+    options = "APP CONNECT ID ATTRIBUTE CA TLS CERT KEY TOKEN_FILE LOG_LEVEL LOG_FORMAT"
+    for name in options.split():
         assert f"MUSTER_{name}" in text.replace("\n", "").replace(" ", "")
     assert "MUSTER_START" not in text
 
@@ -216,6 +218,84 @@ def test_every_option_is_a_variable() -> None:
     assert entries[0]["logger"] == "muster.participant"
     assert entries[0]["participant"] == "mine"
     assert set(entries[0]) == {"time", "level", "logger", "message", "participant"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            ["--ca", "nowhere.pem"],
+            "can't read the CA certificates in 'nowhere.pem' (No such file or directory)",
+        ),
+        (["--ca", "some_app.py"], "there is no CA certificate in some_app.py (PEM is needed)"),
+        (["--tls", "--cert", "some.pem"], "a client's certificate and its private key go together"),
+        (["--key", "some.key"], "a client's certificate and its private key go together"),
+        (["--token-file", "nowhere"], "can't read the token in 'nowhere' (No such file or directory)"),
+        (["--token-file", "some_app.py"], "what is in some_app.py is no token"),
+    ],
+)
+@pytest.mark.parametrize("app", ["participant", "several"])
+def test_files_that_can_not_be_used_are_usage_errors(app: str, options: list[str], text: str) -> None:
+    outcome = start(f"some_app:{app}", "127.0.0.1:1", *options)
+    assert outcome.exit_code == 2
+    last = outcome.stderr.splitlines()[-1]
+    assert last.startswith("Error: 3 of 3 participants failed; " if app == "several" else "Error: ")
+    assert text in last
+
+
+def test_a_token_in_plaintext_is_a_usage_error(working_directory: Path) -> None:
+    (working_directory / "token").write_text("muster_secret")
+    outcome = start("some_app:participant", "192.0.2.1:1", "--token-file", "token")
+    assert outcome.exit_code == 2
+    assert "the token won't go to 192.0.2.1:1 in plaintext" in outcome.stderr.splitlines()[-1]
+    assert "muster_secret" not in outcome.output
+
+
+@pytest.mark.parametrize("by", ["options", "variables"])
+def test_certificates_and_a_token_are_used(by: str, working_directory: Path) -> None:
+    authority = Authority(working_directory / "pki")
+    pair = authority.issue("edge-7.example", common_name="edge-7")
+    (working_directory / "token").write_text("muster_secret\n")
+    seen: list[object] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.receive()
+        seen.extend([peer.names, peer.metadata.get("authorization")])
+        await peer.end(grpc.StatusCode.PERMISSION_DENIED, "not you")
+
+    files = {"ca": authority.ca, "cert": pair.cert, "key": pair.key, "token-file": Path("token")}
+    credentials = server_credentials(authority.issue("127.0.0.1"), client_ca=authority.ca)
+    with ScriptedCoordinator(script, credentials=credentials) as coordinator:
+        if by == "options":
+            options = [text for name, path in files.items() for text in (f"--{name}", str(path))]
+            outcome = start("some_app:participant", coordinator.address, *options)
+        else:
+            names = {f"MUSTER_{name.upper().replace('-', '_')}": str(path) for name, path in files.items()}
+            outcome = invoke(
+                "start", MUSTER_APP="some_app:participant", MUSTER_CONNECT=coordinator.address, **names
+            )
+    assert outcome.exit_code == 1, outcome.output
+    assert seen == [["edge-7"], "Bearer muster_secret"]
+    assert "muster_secret" not in outcome.output
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_tls_alone_trusts_whom_the_system_trusts(
+    by: str, working_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(working_directory / "pki")
+    monkeypatch.delenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
+
+    async def script(peer: Peer) -> None:
+        await peer.receive()
+        await peer.end(grpc.StatusCode.PERMISSION_DENIED, "not you")
+
+    credentials = server_credentials(authority.issue("127.0.0.1"))
+    with ScriptedCoordinator(script, credentials=credentials) as coordinator:
+        arguments = ["start", "--app", "some_app:participant", "--connect", coordinator.address]
+        outcome = invoke(*arguments, "--tls") if by == "option" else invoke(*arguments, MUSTER_TLS="1")
+    assert (outcome.exit_code, "not you" in outcome.stderr) == (1, True)
 
 
 # From here on: real processes.
@@ -292,6 +372,24 @@ def test_a_second_signal_does_not_wait_for_a_handler(number: signal.Signals) -> 
         _, err = child.communicate(timeout=PATIENCE)
         assert child.returncode != 0
         assert "stopping once the handler of 'stick' has returned" in err
+
+
+def test_a_process_says_why_tls_fails_and_tries_again(working_directory: Path) -> None:
+    authority = Authority(working_directory / "pki")
+    credentials = server_credentials(authority.issue("elsewhere.example"))
+    with (
+        ScriptedCoordinator(credentials=credentials) as coordinator,
+        process([*command(coordinator.address), "--ca", str(authority.ca)]) as child,
+    ):
+        assert child.stderr is not None
+        for attempt in (1, 2):
+            line = child.stderr.readline()
+            assert "the server's certificate is for elsewhere.example, not for 127.0.0.1" in line
+            assert line.endswith(f"(attempt {attempt})\n")
+        child.send_signal(signal.SIGTERM)
+        _, err = child.communicate(timeout=PATIENCE)
+        assert child.returncode == 0
+        assert "Traceback" not in err
 
 
 CONSUMER = """

@@ -32,7 +32,11 @@ NO_TOKENS = ["", " ", "one two", "one\ntwo", "tökens", "one\0two", "\x7f", "sec
 def test_what_can_be_no_token_is_not_repeated(text: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text(text)
-    for token, where in [(text, "what is given as the token"), (file, f"what is in {file}")]:
+    tokens: list[tuple[str | Path, str]] = [
+        (text, "what is given as the token"),
+        (file, f"what is in {file}"),
+    ]
+    for token, where in tokens:
         with pytest.raises(TokenError) as caught:
             bearer(token)
         assert str(caught.value) == (
