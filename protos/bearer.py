@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Final, TypeAlias
 
 Token: TypeAlias = str | os.PathLike[str]
@@ -33,6 +32,8 @@ def bearer(token: Token | None) -> Metadata:
     if isinstance(token, str):
         text, where = token, "what is given as the token"
     else:
+        from pathlib import Path  # most clients begin without
+
         where = f"what is in {os.fspath(token)}"
         try:
             text = Path(token).read_text(encoding="ascii", errors="replace").strip()

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -110,6 +109,8 @@ class TLS:
     def _authorities(self) -> str | os.PathLike[str] | None:
         """The file of the CAs; None if the system has none. gRPC wouldn't look for the system's, but use a
         list of its own, unless its own variable names another."""
+        from pathlib import Path  # here, and below: most clients begin without
+
         if self.ca is not None:
             return self.ca
         named = os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"), ssl.get_default_verify_paths().cafile
@@ -117,6 +118,8 @@ class TLS:
 
 
 def _read(path: str | os.PathLike[str], what: str, mark: bytes) -> bytes:
+    from pathlib import Path
+
     try:
         data = Path(path).read_bytes()
     except OSError as error:
