@@ -23,7 +23,7 @@ from coordinator.process import KILL, AdoptedProcess, SpawnedProcess, WorkerProc
 from coordinator.restarts import MAX_WAIT, GiveUp, Restart, RestartPolicy
 from coordinator.run_dir import Recorded, RunDir
 from coordinator.settings import Settings
-from manager.cli import EXIT_COULD_NOT_START
+from manager.cli import EXIT_COULD_NOT_START, EXIT_TIMEOUT
 from manager.listen import Address
 from manager.worker import OVERTIME
 
@@ -36,9 +36,9 @@ ADOPTION_TIME = 3.0
 ABORT_TIME = 0.5
 """Seconds that a wedged worker gets to write down where it hangs, before it is killed."""
 
-STOP_SLACK = OVERTIME + 1.0
+STOP_SLACK = OVERTIME + EXIT_TIMEOUT + 1.0
 """Seconds beyond the grace period after which a worker that should drain is killed: until then it may fold in
-large answers that came in time."""
+large answers that came in time, and say where it hangs."""
 
 
 ALL_GIVEN_UP = "all workers have died too often and were given up; why is in the lines above"

@@ -26,9 +26,13 @@ def broken(*args: object, **named: object) -> Any:
 
 def run(worker_settings: WorkerSettings, patch: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
     async def main() -> str | None:
+        worker = Worker(worker_settings)
+        drain = worker._endpoint.drain
         monkeypatch.setattr(patch, broken)
         async with asyncio.timeout(20):
-            return await Worker(worker_settings).run()
+            reason = await worker.run()
+        await drain(0.0)  # a process's end would do as well
+        return reason
 
     return asyncio.run(main())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import cast
@@ -67,6 +68,7 @@ class Hanging(Median):
     """Blocks the worker's event loop, as code that waits for something it shouldn't does."""
 
     def fold(self, contribution: Contribution) -> None:
+        print("hangs", file=sys.stderr, flush=True)  # noqa: T201 - for the test to know
         threading.Event().wait()
 
 

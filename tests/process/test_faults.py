@@ -130,6 +130,12 @@ def test_a_worker_whose_loop_is_blocked_says_where_it_hangs_before_it_is_killed(
 def test_a_worker_that_has_drained_exits_though_a_reducer_hangs_in_its_thread(
     devices: Devices, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    said: list[str] = []
+
+    def says(text: str) -> bool:
+        said.append(capfd.readouterr().err)
+        return text in "".join(said)
+
     with Coordinator(
         workers=1,
         listen="127.0.0.1:0",
@@ -146,12 +152,12 @@ def test_a_worker_that_has_drained_exits_though_a_reducer_hangs_in_its_thread(
             call = threads.submit(
                 cohort.reduce, large, reducer="tests.process.reducers:Hanging", timeout=None
             )
-            eventually(lambda: coordinator.status().busy == 1)
+            eventually(lambda: says("hangs"))
             os.kill(pid, signal.SIGTERM)
             assert set(call.result(40).lost) == set(cohort)
         eventually(lambda: not psutil.pid_exists(pid), timeout=40)
         eventually(lambda: coordinator.status().workers[0].incarnation == 2)
-    assert 'reducers.py", line' in capfd.readouterr().err, "it does not say where it hung"
+    assert says('reducers.py", line'), "it does not say where it hung"
 
 
 def test_workers_that_die_again_and_again_are_given_up_visibly(devices: Devices) -> None:
