@@ -16,6 +16,9 @@ deadlines.py ★    which deadlines have come
 shares.py ★       what a reducing call knows of each worker's share
 session.py ★      what each message means in the life of one stream
 admission.py ★    who may join now, and when the others are told to come back
+crowds.py ★       how many streams one address may have
+identity.py ★     who a participant is, by its credentials
+tokens.py ★       what a file of tokens says
 sequence.py ★     what of a link has to be sent again
 liveness.py ★     whether the other side of a link lives
 linkend.py ★      how one end of a link loses nothing
@@ -48,6 +51,10 @@ verdicts.py       how this side ends a stream
 overdue.py        which streams have been waited for too long
 limits.py         what a worker takes on at most
 endpoint.py       the gRPC server around them
+gate.py           lets in who has credentials
+certificates.py   the server's certificate, renewed while it runs
+watched.py        files that are read again when they change
+security.py       whether participants are served with TLS, and how they are known
 server.py         the single-process server
 worker.py         the worker process
 reports.py        what a worker tells the coordinator, batched
@@ -83,6 +90,7 @@ if TYPE_CHECKING:
     from manager.outcome import Outcome, Progress, Reduced
     from manager.proxy import AsyncParticipantProxy, ParticipantProxy
     from manager.reducers import Contribution, Reducer, RefusedError
+    from manager.security import Security
     from manager.server import ParticipantManager, Server, create_participant_manager
     from protos.messages import from_scalars, instruction
     from protos.tensors import to_array, to_arrays
@@ -108,6 +116,7 @@ _FROM = {
     "manager.proxy": ["AsyncParticipantProxy", "ParticipantProxy"],
     "manager.server": ["ParticipantManager", "Server", "create_participant_manager"],
     "manager.reducers": ["Contribution", "Reducer", "RefusedError"],
+    "manager.security": ["Security"],
     "protos.messages": ["from_scalars", "instruction"],
     "protos.tensors": ["to_array", "to_arrays"],
 }
@@ -145,6 +154,7 @@ __all__ = [
     "Reducer",
     "ReductionError",
     "RefusedError",
+    "Security",
     "Server",
     "StartError",
     "create_participant_manager",

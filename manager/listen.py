@@ -12,6 +12,7 @@ import errno
 import socket
 import sys
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from manager.errors import AddressInUse, StartError
 
@@ -27,6 +28,14 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it. Names other than localhost may mean anything."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host.lower() == "localhost"
 
     @classmethod
     def parse(cls, text: str) -> Address:

@@ -71,6 +71,19 @@ def test_an_address_is_read_as_it_is_written(host: str, port: int) -> None:
     assert Address.parse(str(address)) == address
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost", "LocalHost"])
+def test_loopback_is_known(host: str) -> None:
+    assert Address(host, 1).is_loopback
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["0.0.0.0", "::", "10.0.0.1", "fe80::1%eth0", "localhost.example.org", "example.org", "127.0.0.1.nip.io"],  # noqa: S104
+)
+def test_whatever_else_there_is_may_be_reached_from_elsewhere(host: str) -> None:
+    assert not Address(host, 1).is_loopback
+
+
 @given(st.text(max_size=30))
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     try:

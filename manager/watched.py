@@ -1,0 +1,77 @@
+"""Files that are read anew when they change: certificates, tokens.
+
+Decides when a change is whole. Who replaces a file by another (``rename``) is done at once, but editors and
+scripts also write in place, or one file after the other: so what has just changed is left alone until it has
+stayed the same for a look. What can't be read then is logged once, and what was read before stays in use.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+log = logging.getLogger("muster.security")
+
+LOOK_INTERVAL: Final = 0.5
+"""Seconds between two looks."""
+
+MOST_PATIENCE: Final = 6
+"""Looks at which files may be found changed again, before they are read all the same."""
+
+_Stamp = tuple[int, int, int] | None
+
+
+class Watched(Generic[T]):
+    """What was read from some files last."""
+
+    def __init__(self, what: str, files: Sequence[str], read: Callable[[], T]) -> None:
+        """``what`` is for log lines. Raises ValueError, as ``read`` does, if it can't be read now."""
+        self._what = what
+        self._files = [Path(file) for file in files]
+        self._read = read
+        self._taken = self._seen = self._stamps()  # first: what changes while it is read is read again
+        self._restless = 0
+        self.value = read()
+
+    def look(self) -> bool:
+        """Whether there is a new value. Does a little input and output."""
+        stamps = self._stamps()
+        if stamps != self._seen:
+            self._seen = stamps
+            self._restless += 1
+            if self._restless < MOST_PATIENCE:
+                return False
+        self._restless = 0
+        if stamps == self._taken:
+            return False
+        self._taken = stamps
+        try:
+            self.value = self._read()
+        except ValueError as error:
+            log.error("%s stay as they were: %s", self._what, error)
+            return False
+        return True
+
+    def _stamps(self) -> list[_Stamp]:
+        return [_stamp(file) for file in self._files]
+
+
+def _stamp(file: Path) -> _Stamp:
+    """Another one if the file has changed, or has been replaced; None if there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def read_bytes(file: str) -> bytes:
+    """Raises ValueError with a sentence."""
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"can't read {file}: {error.strerror or error}") from None
