@@ -11,6 +11,8 @@ settings.py       what can be set
 errors.py         what can be caught, besides manager/errors.py
 cli.py            ``coordinator start``
 remote.py         the other commands, which speak to a running coordinator
+tokens_cli.py     ``coordinator tokens``
+token_file.py     the file that it changes
 view.py           what the terminal shows
 **deciding**
 downlink.py ★     the coordinator's side of the link to one worker
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from manager.outcome import Outcome, Progress, Reduced
     from manager.proxy import ParticipantProxy
     from manager.reducers import Contribution, Reducer, RefusedError
+    from manager.security import Security
     from protos.messages import from_scalars, instruction
     from protos.tensors import to_array, to_arrays
 
@@ -88,6 +91,7 @@ _FROM = {
     "manager.outcome": ["Outcome", "Progress", "Reduced"],
     "manager.proxy": ["ParticipantProxy"],
     "manager.reducers": ["Contribution", "Reducer", "RefusedError"],
+    "manager.security": ["Security"],
     "protos.messages": ["from_scalars", "instruction"],
     "protos.tensors": ["to_array", "to_arrays"],
 }
@@ -126,6 +130,7 @@ __all__ = [
     "Reducer",
     "ReductionError",
     "RefusedError",
+    "Security",
     "Settings",
     "StartError",
     "WorkerBootError",

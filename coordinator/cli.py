@@ -18,6 +18,7 @@ import click
 from coordinator import remote
 from coordinator.remote import fail
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
+from coordinator.tokens_cli import tokens
 from manager.errors import StartError
 from manager.limits import room
 from manager.listen import CAN_SHARE_PORT
@@ -228,5 +229,5 @@ async def _serve(settings: Settings, live: bool) -> None:
         raise StartError(ALL_GIVEN_UP)
 
 
-for command in remote.COMMANDS:
+for command in [*remote.COMMANDS, tokens]:
     main.add_command(command)
