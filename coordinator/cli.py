@@ -24,7 +24,15 @@ from manager.limits import room
 from manager.listen import CAN_SHARE_PORT
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
-from manager.options import AddressType, limit_options, log_options, option, take_limits
+from manager.options import (
+    AddressType,
+    limit_options,
+    log_options,
+    option,
+    security_options,
+    take_limits,
+    take_security,
+)
 from manager.usage import allow_many_files, calm_garbage_collection
 
 
@@ -135,6 +143,7 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
     metavar="MODULE:CLASS",
     help="A reducer of your own that scripts may name; may be given several times.",
 )
+@security_options(option)
 @limit_options(option)
 @log_options
 def start(log_level: str, log_format: LogFormat, share_port: bool, **options: Any) -> None:
@@ -146,11 +155,16 @@ def start(log_level: str, log_format: LogFormat, share_port: bool, **options: An
     configure(log_level, log_format)
     if share_port and not CAN_SHARE_PORT:
         raise click.UsageError("this platform can't share a port between workers; use --own-ports")
-    limits = take_limits(options)
+    limits, security = take_limits(options), take_security(options)
     try:
         room(limits, allow_many_files())  # those of this process are those of its workers
         settings = Settings(
-            limits=limits, share_port=share_port, log_level=log_level, log_format=log_format, **options
+            limits=limits,
+            security=security,
+            share_port=share_port,
+            log_level=log_level,
+            log_format=log_format,
+            **options,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None

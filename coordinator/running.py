@@ -86,6 +86,9 @@ class RunningCoordinator:
         if self._run_dir is not None:
             raise RuntimeError("this coordinator has been started before; make a new one")
         try:
+            settings.security.verify()  # said once, and not by each worker
+            if (warning := settings.security.warning(settings.listen)) is not None:
+                log.warning(warning)
             if settings.control is not None:
                 probe(settings.control)  # so that nobody waits for workers in vain
             listen, earlier = self._settle_down()
@@ -251,6 +254,7 @@ class RunningCoordinator:
             draining=dispatcher.draining,
             turned_away=self.workers.turned_away
             + sum(worker.heartbeat.turned_away for worker in self.workers.workers),
+            unauthenticated=sum(worker.heartbeat.unauthenticated for worker in self.workers.workers),
             link_errors=self.workers.link_errors,
             counters=control_pb2.Counters(
                 results=counters[OutcomeKind.RESULT],
@@ -272,6 +276,7 @@ class RunningCoordinator:
                     rss_bytes=worker.heartbeat.rss_bytes,
                     violations=worker.heartbeat.violations,
                     turned_away=worker.heartbeat.turned_away,
+                    unauthenticated=worker.heartbeat.unauthenticated,
                     heard_seconds_ago=worker.downlink.silent_for(now) if worker.address else 0.0,
                 )
                 for worker in self.workers.workers

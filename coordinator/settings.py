@@ -10,6 +10,7 @@ from typing import Any
 from manager.limits import Limits
 from manager.listen import CAN_SHARE_PORT, Address
 from manager.logs import LOG_FORMATS, LOG_LEVELS
+from manager.security import Security
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEFAULT_CONTROL = "127.0.0.1:50050"
@@ -39,6 +40,7 @@ class Settings:
     max_participants: int | None = None  # in all; None: as many as the workers take
     max_scripts: int = 100  # attached at once
     limits: Limits = field(default_factory=Limits)  # of each worker
+    security: Security = field(default_factory=Security)  # for participants
     reducers: tuple[str, ...] = ()  # import paths (package.module:Class) that cohort.reduce may name
     log_level: str = "info"
     log_format: str = "console"
@@ -49,6 +51,7 @@ class Settings:
         for name in ("max_participants", "max_scripts"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self.security.check(self.listen)
         if self.control is not None and self.control.port and self.control == self.listen:
             raise ValueError(
                 f"participants and scripts can't both use {self.listen}; take another control port"

@@ -323,6 +323,7 @@ class Supervisor:
             f"--log-level={settings.log_level}",
             f"--log-format={settings.log_format}",
             *settings.limits.arguments(),
+            *settings.security.arguments(),
         ]
         if settings.pin:
             arguments.append(f"--pin={slot.index}")

@@ -150,6 +150,7 @@ def render_status(status: control_pb2.Status, load: CpuLoad | None = None) -> Re
         ("late", counters.late),
         ("moving", status.moving),
         ("turned away", status.turned_away),
+        ("unauthenticated", status.unauthenticated),
         ("link errors", status.link_errors),
     ):
         if count:

@@ -23,7 +23,15 @@ from manager.limits import FEW_FILES, MORE_FILES, room
 from manager.listen import Address
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
-from manager.options import AddressType, limit_options, log_options, option, take_limits
+from manager.options import (
+    AddressType,
+    limit_options,
+    log_options,
+    option,
+    security_options,
+    take_limits,
+    take_security,
+)
 from manager.usage import allow_many_files, bind_to_cpu, forbid_core_dumps
 
 EXIT_TIMEOUT = 2.0
@@ -68,6 +76,7 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="Where else to look for reducers' modules.",
 )
+@security_options(click.option)
 @limit_options(click.option)
 @log_options
 def start(
@@ -86,7 +95,7 @@ def start(
 ) -> None:
     """Run one worker in the foreground until it is drained or has no coordinator."""
     configure(log_level, log_format, worker=index)
-    limits = take_limits(options)
+    limits, security = take_limits(options), take_security(options)
     from manager import worker  # grpc and zmq load here: --help stays fast
 
     sys.path += map(str, import_from)  # last: they must not hide anything
@@ -113,7 +122,16 @@ def start(
                 MORE_FILES,
             )
         settings = worker.WorkerSettings(
-            coordinator, index, incarnation, listen, share_port, orphan_grace, reducers, limits, files
+            coordinator,
+            index,
+            incarnation,
+            listen,
+            share_port,
+            orphan_grace,
+            reducers,
+            limits,
+            files,
+            security,
         )
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             reason = runner.run(run(settings))

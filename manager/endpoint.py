@@ -6,12 +6,18 @@ Decides gRPC's settings; each has its reason beside it. What is said on the stre
 from __future__ import annotations
 
 import asyncio
+from os import fspath
 
 import grpc.aio
 
+from manager.certificates import Certificates
+from manager.errors import StartError
+from manager.gate import Gate
 from manager.limits import Limits
 from manager.listen import Address
+from manager.security import Security
 from manager.servicer import Servicer
+from manager.watched import LOOK_INTERVAL
 from protos.chunks import MAX_FRAME_SIZE
 
 MIN_PING_INTERVAL = 5.0
@@ -30,6 +36,12 @@ _OPTIONS = {
     "grpc.server_handshake_timeout_ms": 20_000,
     "grpc.max_connection_idle_ms": 60_000,
     "grpc.max_receive_message_length": MAX_FRAME_SIZE,
+    # Little can decompress to very much, and older versions of gRPC look at the size only afterwards. Without
+    # this, compressed messages arrive as they are, and are refused like any other that can't be read.
+    "grpc.per_message_decompression": 0,
+    # Headers of a call, a token among them. Above the first gRPC may refuse a call, above the other it must.
+    "grpc.max_metadata_size": 8 * 1024,
+    "grpc.absolute_max_metadata_size": 16 * 1024,
     # What a participant may send ahead while nobody reads: enough to keep a chunk coming over a long line. By
     # default gRPC lets it grow with the bandwidth, to megabytes for each of a thousand participants.
     "grpc.http2.bdp_probe": 0,
@@ -55,22 +67,58 @@ CLOSE_TIMEOUT = 1.0
 class Endpoint:
     """Serves one servicer at one address."""
 
-    def __init__(self, servicer: Servicer, limits: Limits) -> None:
+    def __init__(self, servicer: Servicer, limits: Limits, security: Security) -> None:
         self._servicer = servicer
         self._limits = limits
+        self._security = security
+        self._certificates: Certificates | None = None
+        self._gate: Gate | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
 
     async def start(self, address: Address, *, share_port: bool) -> Address:
-        """Begins to serve; returns the address with its port. Raises OSError if it can't be bound."""
-        options = [*server_options(self._limits).items(), ("grpc.so_reuseport", int(share_port))]
-        self._server = grpc.aio.server(options=options)
+        """Begins to serve; returns the address with its port.
+
+        Raises StartError if the address can't be bound, or files of certificates or tokens can't be used.
+        """
+        try:
+            self._security.check(address)
+            self._secure(self._security)
+        except ValueError as error:
+            raise StartError(str(error)) from None
+        self._server = grpc.aio.server(
+            interceptors=[] if self._gate is None else [self._gate],
+            options=[*server_options(self._limits).items(), ("grpc.so_reuseport", int(share_port))],
+        )
         self._server.add_generic_rpc_handlers((self._servicer.handler(),))
         try:
-            port = self._server.add_insecure_port(str(address))
+            if self._certificates is None:
+                port = self._server.add_insecure_port(str(address))
+            else:
+                port = self._server.add_secure_port(str(address), self._certificates.credentials())
         except RuntimeError as error:
-            raise OSError(f"can't listen on {address}") from error
+            raise StartError(f"can't listen on {address}") from error
         await self._server.start()
+        if self._certificates is not None or self._gate is not None:
+            self._watching = asyncio.create_task(self._watch())
         return Address(address.host, port)
+
+    def _secure(self, security: Security) -> None:
+        if security.tls is not None:
+            self._certificates = Certificates(*security.tls)
+        tokens, by_certificate = security.tokens, security.tls_client_ca is not None
+        if tokens is not None or by_certificate:
+            file = None if tokens is None else fspath(tokens)
+            self._gate = Gate(self._servicer, file, certificates=by_certificate)
+
+    async def _watch(self) -> None:
+        """Takes over what changes in the files. In a thread: a disk may be slow."""
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL)
+            if self._certificates is not None:
+                await asyncio.to_thread(self._certificates.look)
+            if self._gate is not None and await asyncio.to_thread(self._gate.look):
+                self._gate.clear_out()
 
     async def drain(self, grace: float) -> None:
         """Takes no new streams, sends participants elsewhere, and ends.
@@ -86,6 +134,8 @@ class Endpoint:
             end.cancel()
         await self._server.stop(CLOSE_TIMEOUT)
         await stopping
+        if self._watching is not None:
+            self._watching.cancel()
 
     def hasten(self, grace: float) -> None:
         """Gives a drain that is under way ``grace`` seconds from now at most."""

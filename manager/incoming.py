@@ -11,6 +11,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from manager.blobs import Blob, Payload, view_of
+from manager.identity import Identity, claimed
 from manager.members import ANONYMOUS, recognisable
 from manager.spool import NoRoomError
 from protos import stream_pb2
@@ -51,13 +52,18 @@ def add_chunk(data: bytes, assembler: Assembler[Payload]) -> tuple[Payload, Kind
     return whole, kind
 
 
-def read_hello(data: bytes) -> stream_pb2.Hello:
-    """What the first message says. Raises MalformedMessageError."""
+def read_hello(data: bytes, identity: Identity | None = None) -> stream_pb2.Hello:
+    """What the first message says; the id is that of the credentials, if there are any.
+
+    Raises MalformedMessageError, or ImpostorError if it names another.
+    """
     if len(data) > MAX_HELLO:
         raise MalformedMessageError(f"a first message of {len(data)} bytes; it may have {MAX_HELLO} at most")
     hello = _parse(data).hello
     if not recognisable(hello.participant_id):
         raise MalformedMessageError(f"participant ids that begin with {ANONYMOUS!r} are made up by managers")
+    if identity is not None:
+        hello.participant_id = claimed(identity, hello.participant_id)
     return hello
 
 

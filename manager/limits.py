@@ -43,6 +43,7 @@ class Limits:
     """
 
     max_per_worker: int | None = None  # participants; None: as many as it may open files for
+    max_per_address: int = 1_000  # streams from one address; loopback is exempt (crowds.py)
     max_joins: float = 1_000.0  # participants that may join per second
     come_back: tuple[float, float] = (10.0, 60.0)  # when those may try again that find it full
     max_message: int = MOST_MESSAGE  # a whole message of a participant
@@ -53,6 +54,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.max_per_worker is not None and self.max_per_worker < 1:
             raise ValueError(f"max_per_worker must be at least 1, not {self.max_per_worker}")
+        if self.max_per_address < 1:
+            raise ValueError(f"max_per_address must be at least 1, not {self.max_per_address}")
         if not 0.1 <= self.max_joins < math.inf:  # nor nan
             raise ValueError(f"max_joins must be at least 0.1 a second, not {self.max_joins}")
         low, high = self.come_back
@@ -74,6 +77,7 @@ class Limits:
         low, high = self.come_back
         return [
             *([] if self.max_per_worker is None else [f"--max-per-worker={self.max_per_worker}"]),
+            f"--max-per-address={self.max_per_address}",
             f"--max-joins={self.max_joins!r}",
             f"--come-back={low!r}-{high!r}",
             f"--max-message={self.max_message}",

@@ -6,6 +6,7 @@ Every option can also be given as an environment variable MUSTER_<OPTION>.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -13,6 +14,7 @@ import click
 from manager.limits import Limits
 from manager.listen import Address
 from manager.logs import LOG_FORMATS, LOG_LEVELS
+from manager.security import Security
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -89,6 +91,16 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
             "metavar": "N",
             "help": "Participants per worker; others are told to come back later.  "
             "[default: as many as it may open files for]",
+        },
+    ),
+    (
+        "--max-per-address",
+        {
+            "type": click.IntRange(1),
+            "default": _DEFAULTS.max_per_address,
+            "metavar": "N",
+            "help": "Streams from one address per worker (IPv6: from one /64); others are told to come back "
+            "later. Loopback is exempt. Raise it where many participants are behind one NAT or proxy.",
         },
     ),
     (
@@ -177,6 +189,43 @@ def take_limits(options: dict[str, Any]) -> Limits:
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         raise click.UsageError(f"--{name.replace('_', '-')} {rest}") from None
+
+
+_SECURITY: list[tuple[str, str]] = [
+    ("--tls-cert", "TLS for participants: this server's certificate, with its chain, in PEM."),
+    ("--tls-key", "Its private key, in PEM. Both files are read again when they change."),
+    (
+        "--tls-client-ca",
+        "Mutual TLS: participants need a certificate of this authority; its name is their id. PEM.",
+    ),
+    ("--tokens", "Participants need a token of this file, which `coordinator tokens` writes."),
+]
+
+
+def security_options(declare: Callable[..., Callable[[F], F]]) -> Callable[[F], F]:
+    """The options of security.py, each declared by ``option`` or ``click.option``."""
+
+    def decorate(command: F) -> F:
+        command = declare(
+            "--insecure",
+            is_flag=True,
+            help="Serve participants without encryption on an address that isn't loopback.",
+        )(command)
+        file = click.Path(exists=True, dir_okay=False, path_type=Path)
+        for name, text in reversed(_SECURITY):
+            command = declare(name, type=file, metavar="FILE", help=text)(command)
+        return command
+
+    return decorate
+
+
+def take_security(options: dict[str, Any]) -> Security:
+    """Takes these options out of those of a command. Raises click.UsageError for what makes no sense."""
+    names = [name.removeprefix("--").replace("-", "_") for name, _ in _SECURITY]
+    try:
+        return Security(**{name: options.pop(name) for name in [*names, "insecure"]})
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def log_options(command: F) -> F:

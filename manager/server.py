@@ -7,6 +7,7 @@ own. The same proxies and cohorts work over many processes by way of the coordin
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from manager.members import ANONYMOUS, Member
 from manager.participants import Participants
 from manager.proxy import B, Handle
 from manager.reducers import check_allowed
+from manager.security import Security
 from manager.servicer import Servicer
 from manager.shares import Folded, Partial
 from manager.stream import Stream
@@ -35,6 +37,8 @@ from manager.verdicts import REPLACED, EndReason
 from protos import stream_pb2
 from protos.envelope import Kind
 from protos.messages import refusal
+
+log = logging.getLogger("muster.security")
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 
@@ -45,9 +49,9 @@ WORKER = 0
 class _LocalManager:
     """Sink of servicer and batches, transport of the dispatcher: hands events across, in one event loop."""
 
-    def __init__(self, reducers: Sequence[str], limits: Limits, files: int) -> None:
+    def __init__(self, reducers: Sequence[str], limits: Limits, files: int, security: Security) -> None:
         self.servicer = Servicer(self, limits, files)
-        self.endpoint = Endpoint(self.servicer, limits)
+        self.endpoint = Endpoint(self.servicer, limits, security)
         self.dispatcher = Dispatcher(self)
         self.dispatcher.max_message = limits.max_message
         self.folding = Folding(self, reducers)
@@ -212,6 +216,7 @@ def create_participant_manager(
     listen: str | None = None,
     reducers: Sequence[str] = (),
     limits: Limits | None = None,
+    security: Security | None = None,
 ) -> tuple[Server, ParticipantManager[B]]:
     """Starts to serve participants from this process alone.
 
@@ -222,13 +227,15 @@ def create_participant_manager(
         reducers: import paths (``package.module:Class``) that ``cohort.reduce`` may name.
         limits: of participants, joins and sizes (manager.limits.Limits). By default as many participants as
             this process may open files for, which is raised to what the system allows.
+        security: TLS and tokens (manager.security.Security). By default neither, on loopback only.
 
     Returns:
         The server, which is running and must be stopped, and the participant manager.
 
     Raises:
         AddressInUse: another process listens there.
-        StartError: the address can't be listened on, or this process may open too few files for the limits.
+        StartError: the address can't be listened on (or not without encryption), files of ``security`` can't
+            be used, or this process may open too few files for the limits.
         ValueError: a reducer can't be imported.
     """
     check_allowed(reducers)
@@ -238,11 +245,14 @@ def create_participant_manager(
     except ValueError as error:
         raise StartError(str(error)) from None
     address = Address.parse(listen or os.environ.get("MUSTER_LISTEN") or DEFAULT_LISTEN)
+    security = security or Security()
+    if (warning := security.warning(address)) is not None:
+        log.warning(warning)
     reservation = reserve(address)
     try:
         loop = LoopThread("muster-manager")
         try:
-            manager, served = loop.run(_start(reservation.address, reducers, limits, files))
+            manager, served = loop.run(_start(reservation.address, reducers, limits, files, security))
         except BaseException:
             loop.close()
             raise
@@ -253,8 +263,8 @@ def create_participant_manager(
 
 
 async def _start(
-    address: Address, reducers: Sequence[str], limits: Limits, files: int
+    address: Address, reducers: Sequence[str], limits: Limits, files: int, security: Security
 ) -> tuple[_LocalManager, Address]:
-    manager = _LocalManager(reducers, limits, files)
+    manager = _LocalManager(reducers, limits, files, security)
     # Shared with the reservation alone, which is let go as soon as this server listens.
     return manager, await manager.endpoint.start(address, share_port=CAN_SHARE_PORT)

@@ -22,6 +22,8 @@ import grpc.aio
 
 from manager.admission import Admission
 from manager.blobs import Payload
+from manager.crowds import Crowds, Entry
+from manager.identity import Identity, ImpostorError
 from manager.incoming import add_chunk, read_hello
 from manager.limits import Limits, room
 from manager.logs import Sparingly
@@ -33,6 +35,7 @@ from manager.verdicts import (
     CHUNK_TIMEOUT,
     LEAVE_TIMEOUT,
     LINGERED,
+    REVOKED,
     SILENT,
     STALLED,
     STAYED,
@@ -51,6 +54,12 @@ SERVICE = "muster.stream.v1.ParticipantManager"
 SILENT_TIME: Final = 5.0
 """Seconds after which a stream on which nothing was ever said has to make room for others, when there is
 none."""
+
+
+HEAR_OUT_TIME: Final = 1.0
+MOST_HEARD_OUT: Final = 16
+"""Seconds that a refused stream gets for its first message, and how many get them at once: a stranger's
+message may take up 4 MiB. The others are cut off."""
 
 
 class TooLargeError(Exception):
@@ -94,10 +103,13 @@ class Servicer:
             random=random.random,
             now=self._loop.time(),
         )
-        self._open = 0  # streams, of whatever kind
+        self._crowds = Crowds(limits.max_per_address)
+        self._open: set[Stream] = set()  # of whatever kind
         self._silent: dict[Stream, float] = {}  # those that have said nothing yet, oldest first; since when
         self.streams: dict[int, Stream] = {}  # those of pooled participants
         self.violations = 0
+        self._refusing = 0  # streams that are heard out before they are refused
+        self.unauthenticated = 0  # streams refused or ended because of their credentials
         self.draining = False
         self._parting: dict[int, Callable[[], None]] = {}  # who is yet to be told to go, and how
         self.drained = asyncio.Event()  # draining, and nobody is pooled, or to be told to go, any more
@@ -141,16 +153,46 @@ class Servicer:
         if self.draining and stream.id in self.streams:
             self._send_away(stream)
 
-    async def connect(
-        self, _requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+    def revoke(self, holds: Callable[[Identity], bool]) -> None:
+        """Ends the streams of those whose credentials don't hold any more."""
+        for stream in self._open:
+            if stream.identity is not None and not holds(stream.identity):
+                stream.cut(REVOKED)
+
+    async def refuse(
+        self, _requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes], *, text: str
     ) -> None:
-        """The life of one stream."""
-        if self._open >= self._room.streams and not self._make_room():
-            await self._turn_away(context)
+        """Ends a stream whose peer has not shown who it is. Nothing of it is kept."""
+        self._unauthenticated("refused", f"a participant at {context.peer()}", text)
+        if self._refusing < MOST_HEARD_OUT:
+            self._refusing += 1
+            try:
+                # A client whose first message is cut off may see that error (INTERNAL) rather than this one.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(HEAR_OUT_TIME):
+                        await context.read()
+            finally:
+                self._refusing -= 1
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
+
+    async def connect(
+        self,
+        _requests: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext[bytes, bytes],
+        identity: Identity | None = None,
+    ) -> None:
+        """The life of one stream. ``identity`` is known from credentials, if there are to be any."""
+        peer = context.peer()
+        entry = self._crowds.enter(peer)
+        if entry is not Entry.IN or (len(self._open) >= self._room.streams and not self._make_room()):
+            try:
+                await self._turn_away(context, entry)
+            finally:
+                self._crowds.leave(peer)
             return
-        stream = Stream(next(self._ids), context)
+        stream = Stream(next(self._ids), context, identity)
         reason, verdict, gone = EndReason.LOST, None, False
-        self._open += 1
+        self._open.add(stream)
         self._silent[stream] = self._loop.time()
         try:
             if await self._converse(stream, context):
@@ -159,6 +201,8 @@ class Servicer:
             verdict = (EndReason.VIOLATION, grpc.StatusCode.FAILED_PRECONDITION, str(breach))
         except MalformedMessageError as malformed:
             verdict = (EndReason.VIOLATION, grpc.StatusCode.INVALID_ARGUMENT, str(malformed))
+        except ImpostorError as error:
+            verdict = (EndReason.LOST, grpc.StatusCode.PERMISSION_DENIED, str(error))
         except TooLargeError as error:
             self._answer_too_large(stream, str(error))
             verdict = (EndReason.VIOLATION, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
@@ -168,7 +212,8 @@ class Servicer:
             if gone:
                 raise
         finally:
-            self._open -= 1
+            self._open.discard(stream)
+            self._crowds.leave(peer)
             self._silent.pop(stream, None)
             self._overdue.forget(stream)
             self._parting.pop(stream.id, None)
@@ -205,7 +250,7 @@ class Servicer:
                     f"unexpected {kind.name.lower()} message: a chunked message isn't whole yet"
                 )
             # A hello that can't be read must not be pooled first.
-            hello = read_hello(data) if session.state is State.NEW else None
+            hello = read_hello(data, stream.identity) if session.state is State.NEW else None
             action = session.received(kind)
             if action is Action.ANSWER:
                 sink.answered(stream, data, kind)
@@ -300,11 +345,19 @@ class Servicer:
             return True
         return False
 
-    async def _turn_away(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        """There are so many streams that this one can't stay: else the process would run out of files."""
+    async def _turn_away(self, context: grpc.aio.ServicerContext[bytes, bytes], entry: Entry) -> None:
+        """There are so many streams, of all or of one address, that this one can't stay."""
         delay = self._admission.full(self._loop.time())
-        text = f"there are {self._open} streams, as many as there may be; come back in {delay:.0f} s"
+        if entry is Entry.IN:  # else the process would run out of files
+            text = f"there are {len(self._open)} streams, as many as there may be"
+        else:
+            text = (
+                f"more than {self._limits.max_per_address} streams are from one address (--max-per-address)"
+            )
+        text += f"; come back in {delay:.0f} s"
         self._log.warning("no room", "ended the stream of a participant at %s: %s", context.peer(), text)
+        if entry is Entry.NEVER:  # not one more is waited for
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         await context.write(reconnect_message(delay))
         # What it may be saying at this moment is taken in: else its gRPC might report that error alone.
         data: Any = None
@@ -329,7 +382,13 @@ class Servicer:
         self, stream: Stream, context: grpc.aio.ServicerContext[bytes, bytes], verdict: Verdict
     ) -> None:
         reason, code, text = verdict
-        if reason == EndReason.VIOLATION:
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            self._unauthenticated(code.name, str(stream), text)
+        elif reason == EndReason.VIOLATION:
             self.violations += 1
             self._log.warning(code.name, "ended the stream of %s: %s", stream, text)
         await context.abort(code, text)
+
+    def _unauthenticated(self, kind: str, who: str, text: str) -> None:
+        self.unauthenticated += 1
+        self._log.warning(kind, "ended the stream of %s: %s", who, text)

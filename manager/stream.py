@@ -21,6 +21,7 @@ from protos import stream_pb2
 
 if TYPE_CHECKING:
     from manager.batch import Batch
+    from manager.identity import Identity
 
 WRITE_TIMEOUT = 2.0
 """Seconds that the last write to a stream may take before the stream is cut off."""
@@ -51,6 +52,7 @@ class Stream:
         "folding",
         "hello",
         "id",
+        "identity",
         "joined_at",
         "over",
         "peer",
@@ -60,8 +62,11 @@ class Stream:
         "wave",
     )
 
-    def __init__(self, id: int, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    def __init__(
+        self, id: int, context: grpc.aio.ServicerContext[bytes, bytes], identity: Identity | None = None
+    ) -> None:
         self.id = id
+        self.identity = identity  # as its credentials say
         self.session = Session()
         self.hello: stream_pb2.Hello | None = None
         self.peer = context.peer()

@@ -50,6 +50,12 @@ REPLACED: Verdict = (
     "a newer connection with the same participant id has taken the place of this one",
 )
 
+REVOKED: Verdict = (
+    EndReason.LOST,
+    grpc.StatusCode.UNAUTHENTICATED,
+    "the token of this participant has been revoked",
+)
+
 OUT_OF_STEP: Verdict = (
     EndReason.LOST,
     grpc.StatusCode.ABORTED,

@@ -21,7 +21,6 @@ from google.protobuf.message import DecodeError
 from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_all, share, view_of
 from manager.confirmations import Confirmations
 from manager.endpoint import CLOSE_TIMEOUT, Endpoint
-from manager.errors import StartError
 from manager.folding import FOLDING_TIMEOUT, Folding
 from manager.incoming import checked, pieces
 from manager.limits import Limits
@@ -29,6 +28,7 @@ from manager.listen import Address
 from manager.logs import Sparingly
 from manager.members import ANONYMOUS
 from manager.reports import Reports
+from manager.security import Security
 from manager.servicer import Servicer
 from manager.shares import Folded, Partial, reduction_of
 from manager.sockets import LinkSocket, routing_id
@@ -71,6 +71,7 @@ class WorkerSettings:
     reducers: tuple[str, ...] = ()  # import paths of custom reducers that may be used
     limits: Limits = field(default_factory=Limits)
     files: int = 1024  # how many this process may open
+    security: Security = field(default_factory=Security)
 
 
 class Worker:
@@ -84,7 +85,7 @@ class Worker:
         self._opens_memory = False  # whether this process can open the coordinator's memory …
         self._shares_memory = False  # … and the other way round
         self._coordinator_pid = 0
-        self._endpoint = Endpoint(self._servicer, settings.limits)
+        self._endpoint = Endpoint(self._servicer, settings.limits, settings.security)
         self._reports = Reports()
         self._confirmations = Confirmations()
         self._folding = Folding(self, settings.reducers)
@@ -95,27 +96,24 @@ class Worker:
         self._gathering: asyncio.TimerHandle | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._stopped: asyncio.Future[str | None] = self._loop.create_future()
-        self._address = settings.listen
 
     async def run(self) -> str | None:
         """Serves until drained (returns None) or the link is of no use any more (returns why)."""
         settings = self._settings
         try:
             self._address = await self._endpoint.start(settings.listen, share_port=settings.share_port)
-        except OSError as error:
-            self._socket.close()
-            raise StartError(str(error)) from None
-        self._loop.add_signal_handler(signal.SIGTERM, self._finish, settings.orphan_grace, None)
-        for name in ("SIGINT", "SIGHUP"):
-            if hasattr(signal, name):
-                self._loop.add_signal_handler(getattr(signal, name), lambda: None)  # the coordinator decides
-        self._connect()
-        calm_garbage_collection()
-        beat = self._loop.create_task(self._beat())
-        try:
-            return await self._stopped
+            self._loop.add_signal_handler(signal.SIGTERM, self._finish, settings.orphan_grace, None)
+            for name in ("SIGINT", "SIGHUP"):
+                if hasattr(signal, name):  # the coordinator decides
+                    self._loop.add_signal_handler(getattr(signal, name), lambda: None)
+            self._connect()
+            calm_garbage_collection()
+            beat = self._loop.create_task(self._beat())
+            try:
+                return await self._stopped
+            finally:
+                beat.cancel()
         finally:
-            beat.cancel()
             self._socket.close(linger=1.0)
 
     def _connect(self) -> None:
@@ -264,6 +262,7 @@ class Worker:
             rss_bytes=resident_bytes(),
             violations=self._servicer.violations,
             turned_away=self._servicer.turned_away,
+            unauthenticated=self._servicer.unauthenticated,
             shares_memory=self._opens_memory,
         )
 

@@ -155,6 +155,7 @@ class Status(google.protobuf.message.Message):
     TURNED_AWAY_FIELD_NUMBER: builtins.int
     LINK_ERRORS_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    UNAUTHENTICATED_FIELD_NUMBER: builtins.int
     version: builtins.str
     listen: builtins.str
     control: builtins.str
@@ -178,6 +179,8 @@ class Status(google.protobuf.message.Message):
     link_errors: builtins.int
     """messages on the link that could not be read, and hellos refused, so far"""
     draining: builtins.bool
+    unauthenticated: builtins.int
+    """participants refused or cut off because of their credentials, so far"""
     @property
     def counters(self) -> Global___Counters: ...
     @property
@@ -204,9 +207,10 @@ class Status(google.protobuf.message.Message):
         turned_away: builtins.int = ...,
         link_errors: builtins.int = ...,
         draining: builtins.bool = ...,
+        unauthenticated: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["counters", b"counters"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attached", b"attached", "busy", b"busy", "calls", b"calls", "control", b"control", "counters", b"counters", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "leased", b"leased", "link_errors", b"link_errors", "listen", b"listen", "moving", b"moving", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "turned_away", b"turned_away", "uptime_seconds", b"uptime_seconds", "version", b"version", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attached", b"attached", "busy", b"busy", "calls", b"calls", "control", b"control", "counters", b"counters", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "leased", b"leased", "link_errors", b"link_errors", "listen", b"listen", "moving", b"moving", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "uptime_seconds", b"uptime_seconds", "version", b"version", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
 
 Global___Status: typing_extensions.TypeAlias = Status
 
@@ -258,6 +262,7 @@ class Worker(google.protobuf.message.Message):
     VIOLATIONS_FIELD_NUMBER: builtins.int
     HEARD_SECONDS_AGO_FIELD_NUMBER: builtins.int
     TURNED_AWAY_FIELD_NUMBER: builtins.int
+    UNAUTHENTICATED_FIELD_NUMBER: builtins.int
     index: builtins.int
     incarnation: builtins.int
     pid: builtins.int
@@ -269,6 +274,7 @@ class Worker(google.protobuf.message.Message):
     violations: builtins.int
     heard_seconds_ago: builtins.float
     turned_away: builtins.int
+    unauthenticated: builtins.int
     def __init__(
         self,
         *,
@@ -283,8 +289,9 @@ class Worker(google.protobuf.message.Message):
         violations: builtins.int = ...,
         heard_seconds_ago: builtins.float = ...,
         turned_away: builtins.int = ...,
+        unauthenticated: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "cpu_seconds", b"cpu_seconds", "heard_seconds_ago", b"heard_seconds_ago", "incarnation", b"incarnation", "index", b"index", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "state", b"state", "turned_away", b"turned_away", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "cpu_seconds", b"cpu_seconds", "heard_seconds_ago", b"heard_seconds_ago", "incarnation", b"incarnation", "index", b"index", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "state", b"state", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "violations", b"violations"]) -> None: ...
 
 Global___Worker: typing_extensions.TypeAlias = Worker
 

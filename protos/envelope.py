@@ -29,6 +29,9 @@ class MalformedMessageError(ValueError):
 
 _INSTRUCTION_TAG: Final = 1 << 3 | 2
 
+_COMPRESSED: Final = (0x1F, 0x78)
+"""How gzip and zlib begin. Managers let gRPC decompress nothing, because little can become very much."""
+
 _TAGS: Final = {kind << 3 | 2: kind for kind in Kind if kind}
 
 
@@ -44,7 +47,8 @@ def kind_of(data: bytes, size: int | None = None) -> Kind:
         size = len(data)
     kind = _TAGS.get(data[0])
     if kind is None:
-        raise MalformedMessageError(f"a ParticipantMessage can't begin with byte 0x{data[0]:02x}")
+        hint = "; gRPC's compression must not be used" if data[0] in _COMPRESSED else ""
+        raise MalformedMessageError(f"a ParticipantMessage can't begin with byte 0x{data[0]:02x}{hint}")
     length = shift = 0
     for position in range(1, min(len(data), 6)):
         byte = data[position]

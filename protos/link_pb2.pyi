@@ -695,6 +695,7 @@ class Heartbeat(google.protobuf.message.Message):
     VIOLATIONS_FIELD_NUMBER: builtins.int
     SHARES_MEMORY_FIELD_NUMBER: builtins.int
     TURNED_AWAY_FIELD_NUMBER: builtins.int
+    UNAUTHENTICATED_FIELD_NUMBER: builtins.int
     sent: builtins.int
     """the highest sequence sent so far: shows the peer a gap at the tail"""
     cpu_seconds: builtins.float
@@ -705,6 +706,8 @@ class Heartbeat(google.protobuf.message.Message):
     """the manager can open the coordinator's memory"""
     turned_away: builtins.int
     """participants told to come back later because of a limit, so far"""
+    unauthenticated: builtins.int
+    """streams refused or ended because of their credentials, so far"""
     def __init__(
         self,
         *,
@@ -714,8 +717,9 @@ class Heartbeat(google.protobuf.message.Message):
         violations: builtins.int = ...,
         shares_memory: builtins.bool = ...,
         turned_away: builtins.int = ...,
+        unauthenticated: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "shares_memory", b"shares_memory", "turned_away", b"turned_away", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "shares_memory", b"shares_memory", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "violations", b"violations"]) -> None: ...
 
 Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
 

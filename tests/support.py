@@ -78,7 +78,14 @@ class Device:
     ``die`` cuts the connection; ``garbage`` answers with bytes that are no protobuf.
     """
 
-    def __init__(self, devices: Devices, address: str, hello: stream_pb2.ParticipantMessage | None) -> None:
+    def __init__(
+        self,
+        devices: Devices,
+        address: str,
+        hello: stream_pb2.ParticipantMessage | None,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+    ) -> None:
         self._devices = devices
         self._hello = hello
         self._released = asyncio.Event()
@@ -90,8 +97,13 @@ class Device:
         self.cancelled = threading.Event()
         self.reconnect: stream_pb2.Reconnect | None = None
         self.ended: tuple[grpc.StatusCode, str] | None = None
-        self._channel = grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
-        self._call: Any = self._channel.stream_stream(CONNECT)()
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
+        metadata = [] if token is None else [("authorization", f"Bearer {token}")]
+        self._call: Any = self._channel.stream_stream(CONNECT)(metadata=metadata)
         self._task = asyncio.ensure_future(self._live())
 
     # For the test's thread
@@ -233,11 +245,20 @@ class Devices:
             for number in range(count)
         ]
 
-    def one(self, address: str, hello: stream_pb2.ParticipantMessage | None) -> Device:
-        """A device whose first message is ``hello``; with None it opens its stream and says nothing."""
+    def one(
+        self,
+        address: str,
+        hello: stream_pb2.ParticipantMessage | None,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+    ) -> Device:
+        """A device whose first message is ``hello``; with None it opens its stream and says nothing.
+
+        With ``credentials`` it connects by TLS; ``token`` is one for the metadata.
+        """
 
         async def make() -> Device:
-            return Device(self, address, hello)
+            return Device(self, address, hello, credentials, token)
 
         device = self.run(make())
         self._all.append(device)

@@ -223,7 +223,7 @@ def test_an_unknown_setting_is_named_with_those_there_are(started: Started, conf
     config.write_text("wrokers = 5\nworkers = 5")
     line = started.refuse(f"--config={config}")
     assert "unknown setting wrokers" in line
-    assert "share_port, upload_disk, upload_memory, workers" in line
+    assert "tls_key, tokens, upload_disk, upload_memory, workers" in line
 
 
 @pytest.mark.parametrize(

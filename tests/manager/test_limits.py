@@ -24,6 +24,7 @@ from protos import chunks
 limits = st.builds(
     Limits,
     max_per_worker=st.none() | st.integers(1, 10**6),
+    max_per_address=st.integers(1, 10**6),
     max_joins=st.floats(0.1, 1e6),
     come_back=st.tuples(st.floats(0.001, 1000), st.floats(0, 1000)).map(lambda pair: (pair[0], sum(pair))),
     max_message=st.integers(LEAST_MESSAGE, MOST_MESSAGE),
@@ -37,6 +38,7 @@ limits = st.builds(
     ("field", "words"),
     [
         ({"max_per_worker": 0}, "max_per_worker must be at least 1"),
+        ({"max_per_address": 0}, "max_per_address must be at least 1"),
         ({"max_joins": 0.0}, "max_joins must be at least"),
         ({"max_joins": math.nan}, "max_joins must be at least"),
         ({"max_joins": math.inf}, "max_joins must be at least"),

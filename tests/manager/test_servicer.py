@@ -18,6 +18,7 @@ import pytest
 
 from manager.batch import Batch
 from manager.blobs import Payload, view_of
+from manager.identity import Identity
 from manager.incoming import LEAST_CHUNK, MAX_HELLO
 from manager.limits import Limits
 from manager.servicer import Servicer
@@ -57,13 +58,14 @@ class Sink:
 class Context:
     """The server's end of one stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str = "ipv4:127.0.0.1:1") -> None:
+        self._peer = peer
         self.incoming: asyncio.Queue[Any] = asyncio.Queue()
         self.written: list[stream_pb2.ServerMessage] = []
         self.status: tuple[grpc.StatusCode, str] = (grpc.StatusCode.OK, "")
 
     def peer(self) -> str:
-        return "ipv4:127.0.0.1:1"
+        return self._peer
 
     async def read(self) -> Any:
         return await self.incoming.get()
@@ -79,9 +81,9 @@ class Context:
 class Participant:
     """What a participant does, said by the test."""
 
-    def __init__(self, servicer: Servicer) -> None:
-        self.context = Context()
-        self.task = asyncio.ensure_future(servicer.connect(None, self.context))  # type: ignore[arg-type]
+    def __init__(self, servicer: Servicer, identity: Identity | None = None, **context: Any) -> None:
+        self.context = Context(**context)
+        self.task = asyncio.ensure_future(servicer.connect(None, self.context, identity))  # type: ignore[arg-type]
 
     def say(self, *data: bytes) -> None:
         for each in data:
@@ -118,13 +120,15 @@ class Served:
         self.servicer = Servicer(self.sink, Limits(**limits), files)
         self.participants: list[Participant] = []
 
-    def participant(self) -> Participant:
-        participant = Participant(self.servicer)
+    def participant(self, identity: Identity | None = None, **context: Any) -> Participant:
+        participant = Participant(self.servicer, identity, **context)
         self.participants.append(participant)
         return participant
 
-    async def joined(self, name: str = "") -> tuple[Participant, Stream]:
-        participant = self.participant()
+    async def joined(
+        self, name: str = "", identity: Identity | None = None, **context: Any
+    ) -> tuple[Participant, Stream]:
+        participant = self.participant(identity, **context)
         participant.hello(name)
         await settled()
         return participant, list(self.sink.joins.values())[-1]
@@ -241,8 +245,96 @@ async def test_where_there_is_no_room_for_a_stream_it_is_told_so_before_it_says_
     assert (await first.status())[0] is grpc.StatusCode.UNAVAILABLE, "it said nothing, and kept others out"
     assert not any(each.task.done() for each in served.participants[1:-2])
     await served.close()
-    assert served.servicer._open == 0
+    assert not served.servicer._open
     assert not served.servicer._silent
+
+
+@on_a_loop
+async def test_streams_above_those_of_one_address_are_told_to_come_back_and_then_just_ended() -> None:
+    served = Served(max_per_address=2, come_back=(3, 5))
+    crowd = [served.participant(peer=f"ipv4:10.0.0.1:{port}") for port in range(8)]
+    others = [served.participant(peer=peer) for peer in ("ipv4:10.0.0.2:1", *["ipv4:127.0.0.1:1"] * 9)]
+    for each in [*crowd, *others]:
+        each.hello()
+    await settled()
+    assert len(served.servicer.streams) == 2 + len(others)
+    told = [each.reconnect for each in crowd]
+    assert told[:2] == [None, None]
+    assert all(each is not None and 3 <= each.delay_seconds <= 5 for each in told[2:4])
+    assert told[4:] == [None] * 4
+    for each in crowd[4:]:
+        code, text = await each.status()
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "more than 2 streams are from one address (--max-per-address); come back in" in text
+    assert served.servicer.turned_away == 6
+    for each in crowd[2:4]:
+        each.half_close()
+    crowd[0].say(LEAVE)
+    crowd[0].half_close()
+    assert await crowd[0].status() == (grpc.StatusCode.OK, "")
+    later, _ = await served.joined(peer="ipv4:10.0.0.1:99")
+    assert later.reconnect is None
+    await served.close()
+    assert not len(served.servicer._crowds)
+    assert served.servicer.violations == 0
+
+
+# Credentials
+
+
+@on_a_loop
+async def test_a_participant_is_who_its_credentials_say() -> None:
+    served = Served()
+    for name in ("", "a"):
+        _, stream = await served.joined(name, Identity("a"))
+        assert stream.hello is not None
+        assert stream.hello.participant_id == "a"
+    assert served.servicer.unauthenticated == 0
+    await served.close()
+
+
+@on_a_loop
+async def test_who_claims_to_be_another_is_never_pooled(caplog: pytest.LogCaptureFixture) -> None:
+    served = Served()
+    impostor = served.participant(Identity("a", b"digest"))
+    impostor.hello("b")
+    code, text = await impostor.status()
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert text.startswith("the hello names b, but the credentials are those of a")
+    assert served.sink.events == []
+    assert (served.servicer.unauthenticated, served.servicer.violations) == (1, 0)
+    assert "ended the stream of a participant at" in caplog.text
+
+
+@on_a_loop
+async def test_revoking_ends_the_streams_of_that_identity_whatever_they_do() -> None:
+    served = Served()
+    revoked, kept = Identity("a", b"1"), Identity("a", b"2")
+    idle, idle_stream = await served.joined(identity=revoked)
+    busy, stream = await served.joined(identity=revoked)
+    assert stream.instruct(7, [INSTRUCTION])
+    silent = served.participant(revoked)
+    going, moved = await served.joined(identity=revoked)
+    assert served.servicer.move(moved.id, 1.0)
+    stays, _ = await served.joined(identity=kept)
+    unknown, _ = await served.joined()
+    await settled()
+    served.servicer.revoke(lambda identity: identity is kept)
+    for each in (idle, busy, silent, going):
+        assert await each.status() == (
+            grpc.StatusCode.UNAUTHENTICATED,
+            "the token of this participant has been revoked",
+        )
+    await settled()
+    ended = [event for event in served.sink.events if event[0] == "ended"]
+    assert ended[0] == ("ended", moved.id, "MOVED")
+    assert sorted(ended[1:]) == [("ended", idle_stream.id, "LOST"), ("ended", stream.id, "LOST")]
+    assert not stays.task.done()
+    assert not unknown.task.done()
+    assert (served.servicer.unauthenticated, served.servicer.violations) == (4, 0)
+    served.servicer.revoke(lambda identity: identity is kept)
+    await served.close()
+    assert served.servicer.unauthenticated == 4
 
 
 # Moves
