@@ -15,9 +15,10 @@ from manager.errors import StartError
 from manager.gate import Gate
 from manager.limits import Limits
 from manager.listen import Address
+from manager.logs import Sparingly
 from manager.security import Security
 from manager.servicer import Servicer
-from manager.watched import LOOK_INTERVAL
+from manager.watched import LOOK_INTERVAL, log
 from protos.chunks import MAX_FRAME_SIZE
 
 MIN_PING_INTERVAL = 5.0
@@ -97,7 +98,10 @@ class Endpoint:
             else:
                 port = self._server.add_secure_port(str(address), self._certificates.credentials())
         except RuntimeError as error:
-            raise StartError(f"can't listen on {address}") from error
+            text = f"can't listen on {address}"
+            if self._certificates is not None:
+                text += ", or gRPC can't use the key: it must be RSA, or ECDSA on the curve P-256 or P-384"
+            raise StartError(text) from error
         await self._server.start()
         if self._certificates is not None or self._gate is not None:
             self._watching = asyncio.create_task(self._watch())
@@ -112,13 +116,21 @@ class Endpoint:
             self._gate = Gate(self._servicer, file, certificates=by_certificate)
 
     async def _watch(self) -> None:
-        """Takes over what changes in the files. In a thread: a disk may be slow."""
+        """Takes over what changes in the files."""
+        sparing = Sparingly(log)
         while True:
             await asyncio.sleep(LOOK_INTERVAL)
-            if self._certificates is not None:
-                await asyncio.to_thread(self._certificates.look)
-            if self._gate is not None and await asyncio.to_thread(self._gate.look):
-                self._gate.clear_out()
+            try:
+                await self._look()
+            except Exception as error:  # whatever it is, the next look must follow: tokens may be revoked
+                sparing.warning("look", "can't look whether certificates or tokens have changed: %r", error)
+
+    async def _look(self) -> None:
+        """In a thread: a disk may be slow."""
+        if self._certificates is not None:
+            await asyncio.to_thread(self._certificates.look)
+        if self._gate is not None and await asyncio.to_thread(self._gate.look):
+            self._gate.clear_out()
 
     async def drain(self, grace: float) -> None:
         """Takes no new streams, sends participants elsewhere, and ends.

@@ -61,7 +61,7 @@ class Watched(Generic[T]):
 
 
 def _stamp(file: Path) -> _Stamp:
-    """Another one if the file has changed, or has been replaced; None if there is none."""
+    """Another one if the file has changed, or has been replaced; None if there is none. Only compared."""
     try:
         found = file.stat()
     except OSError:

@@ -23,8 +23,10 @@ from click.testing import CliRunner
 
 from coordinator import Coordinator, cli, connect
 from manager import Security, create_participant_manager
+from manager.gate import Gate
 from protos import stream_pb2
 from tests.authority import FUTURE, PAST, Authority, Pair
+from tests.fuzz import strangers
 from tests.process.running import RunningCoordinator, run, start_coordinator
 from tests.support import CONNECT, PATIENCE, Device, Devices, eventually, instruction
 
@@ -369,6 +371,27 @@ def test_a_single_process_and_an_embedded_coordinator_have_it_all_as_well(
         eventually(lambda: coordinator.status().unauthenticated == 2)
 
 
+def test_a_look_at_the_files_that_fails_is_not_the_last(
+    devices: Devices, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens.issue("a")
+    look, failures = Gate.look, iter([OSError("a bad disk")])
+
+    def fail_once(gate: Gate) -> bool:
+        for failure in failures:
+            raise failure
+        return look(gate)
+
+    monkeypatch.setattr(Gate, "look", fail_once)
+    server, manager = create_participant_manager(listen="127.0.0.1:0", security=Security(tokens=tokens.file))
+    with server:
+        device = devices.one(server.address, hello(), token=tokens.issued["a"])
+        assert manager.get_participants(1, timeout=PATIENCE)
+        eventually(lambda: "a bad disk" in caplog.text)
+        tokens.revoke("a")
+        assert ended(device) == ("UNAUTHENTICATED", REVOKED)
+
+
 # A restart
 
 
@@ -477,6 +500,27 @@ def test_plaintext_that_was_asked_for_is_served_with_a_warning_and_one_address_g
         assert coordinator.status()["participants"] == 3
         devices.join(f"127.0.0.1:{port}", 9, prefix="local")
         eventually(lambda: coordinator.status()["participants"] == 12)
+
+
+def test_strangers_at_the_port_disturb_nobody_and_do_not_fill_the_log(
+    tmp_path: Path, devices: Devices, authority: Authority, tokens: Tokens
+) -> None:
+    tokens.issue("a")
+    options = ["--workers=1", *authority.server().options, tokens.option]
+    with start_coordinator(tmp_path / "log", *options) as coordinator:
+        device = devices.one(coordinator.listen, hello(), credentials(authority), tokens.issued["a"])
+        assert echoes(coordinator, 1) == ["a"]
+        lines = len(coordinator.output.splitlines())
+        devices.run(strangers.visit_often(coordinator.listen, CONNECT, 60, seed=1))
+        for _ in range(20):
+            assert (
+                ended(devices.one(coordinator.listen, hello(), credentials(authority)))[0]
+                == "UNAUTHENTICATED"
+            )
+        eventually(lambda: coordinator.status()["unauthenticated"] == 20)
+        assert len(coordinator.output.splitlines()) <= lines + 2, coordinator.output
+        assert echoes(coordinator, 1) == ["a"]
+        assert device.ended is None
 
 
 # What is too large
