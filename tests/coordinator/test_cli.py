@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from coordinator import cli, remote
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
+from manager import Security
 from manager.errors import StartError
 from manager.listen import CAN_SHARE_PORT, Address
 
@@ -153,6 +154,39 @@ def test_the_other_commands_are_as_strict(arguments: list[str]) -> None:
 def test_a_condition_may_have_an_equals_sign_in_its_value() -> None:
     assert remote.Pairs().convert("a=b=c", None, None) == ("a", "b=c")
     assert remote.Pairs().convert("a=", None, None) == ("a", "")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """What the options of security name; the files exist, and nothing is in them."""
+    found = {name: str(tmp_path / name) for name in ("tls_cert", "tls_key", "tls_client_ca", "tokens")}
+    for file in found.values():
+        Path(file).touch()
+    return found
+
+
+def test_files_of_certificates_and_tokens_arrive_however_they_are_named(
+    started: Started, files: dict[str, str], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {name.replace("_", "-"): file for name, file in files.items()}
+    config.write_text("".join(f'{name} = "{file}"\n' for name, file in options.items()) + "insecure = true\n")
+    monkeypatch.chdir(tmp_path)
+    for settings in (
+        started.accept(*(f"--{name}={file}" for name, file in options.items()), "--insecure"),
+        started.accept(
+            **{f"MUSTER_{name.upper()}": file for name, file in files.items()}, MUSTER_INSECURE="1"
+        ),
+        started.accept(f"--config={config}"),
+        started.accept(*(f"--{name}={Path(file).name}" for name, file in options.items()), "--insecure"),
+    ):
+        assert settings.security == Security(**files, insecure=True)
+
+
+def test_plaintext_for_everybody_has_to_be_asked_for(started: Started, files: dict[str, str]) -> None:
+    assert "without encryption" in started.refuse("--listen=0.0.0.0:1")
+    assert "tokens would travel" in started.refuse("--listen=0.0.0.0:1", f"--tokens={files['tokens']}")
+    assert started.accept("--listen=0.0.0.0:1", "--insecure").security == Security(insecure=True)
+    started.accept("--listen=0.0.0.0:1", f"--tls-cert={files['tls_cert']}", f"--tls-key={files['tls_key']}")
 
 
 # Variables

@@ -142,3 +142,9 @@ def test_the_log_tells_changes_only(caplog: pytest.LogCaptureFixture) -> None:
         "3 participants (+3)",
         "2 participants (-1)",
     ]
+
+
+def test_what_was_refused_is_shown_where_there_is_any() -> None:
+    assert "unauthenticated" not in shown(render_status(STATUS))
+    status = control_pb2.Status(unauthenticated=1_234, turned_away=2)
+    assert "2 turned away · 1,234 unauthenticated" in shown(render_status(status))
