@@ -122,8 +122,8 @@ class Endpoint:
             await asyncio.sleep(LOOK_INTERVAL)
             try:
                 await self._look()
-            except Exception as error:  # whatever it is, the next look must follow: tokens may be revoked
-                sparing.warning("look", "can't look whether certificates or tokens have changed: %r", error)
+            except Exception:  # whatever it is, the next look must follow: tokens may be revoked
+                sparing.exception("look", "can't look whether certificates or tokens have changed")
 
     async def _look(self) -> None:
         """In a thread: a disk may be slow."""

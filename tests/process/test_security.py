@@ -24,10 +24,10 @@ from click.testing import CliRunner
 from coordinator import Coordinator, cli, connect
 from manager import Security, create_participant_manager
 from manager.gate import Gate
-from protos import stream_pb2
+from protos import messages, stream_pb2
 from tests.authority import FUTURE, PAST, Authority, Pair
 from tests.fuzz import strangers
-from tests.process.running import RunningCoordinator, run, start_coordinator
+from tests.process.running import BIN, Process, RunningCoordinator, run, start_coordinator
 from tests.support import CONNECT, PATIENCE, Device, Devices, eventually, instruction
 
 P = stream_pb2.ParticipantMessage
@@ -390,6 +390,38 @@ def test_a_look_at_the_files_that_fails_is_not_the_last(
         eventually(lambda: "a bad disk" in caplog.text)
         tokens.revoke("a")
         assert ended(device) == ("UNAUTHENTICATED", REVOKED)
+
+
+def test_the_sdk_takes_part_with_a_token_until_that_is_revoked(
+    tmp_path: Path, authority: Authority, tokens: Tokens
+) -> None:
+    tokens.issue("p-0")
+    (tmp_path / "token").write_text(tokens.issued["p-0"])
+    options = ["--workers=1", *authority.server().options, tokens.option]
+    with start_coordinator(tmp_path / "log", *options) as coordinator:
+        participant = Process(
+            [
+                str(BIN / "participant"),
+                "start",
+                "--app=tests.process.echo_app:participants",
+                f"--connect={coordinator.listen}",
+                f"--ca={authority.file}",
+                f"--token-file={tmp_path / 'token'}",
+            ],
+            tmp_path / "participant.log",
+            {"ECHO_PREFIX": "p", "ECHO_COUNT": "1"},
+        )
+        try:
+            with connect(coordinator.control) as connection:
+                (found,) = connection.get_participants(1, timeout=PATIENCE)
+                assert found.id == "p-0"
+                number = messages.instruction("echo", config={"number": 1})
+                assert found.run(number, PATIENCE).result.status == "p-0"
+            tokens.revoke("p-0")
+            assert participant.wait() != 0
+            assert "UNAUTHENTICATED" in participant.output
+        finally:
+            participant.end()
 
 
 # A restart
