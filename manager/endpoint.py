@@ -33,16 +33,10 @@ _OPTIONS = {
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.max_pings_without_data": 0,
     "grpc.http2.min_ping_interval_without_data_ms": int(MIN_PING_INTERVAL * 1000),
-    # Connections on which nothing is said take files, too: without HTTP/2's handshake, or without a stream.
-    "grpc.server_handshake_timeout_ms": 20_000,
-    "grpc.max_connection_idle_ms": 60_000,
     "grpc.max_receive_message_length": MAX_FRAME_SIZE,
     # Little can decompress to very much, and older versions of gRPC look at the size only afterwards. Without
     # this, compressed messages arrive as they are, and are refused like any other that can't be read.
     "grpc.per_message_decompression": 0,
-    # Headers of a call, a token among them. Above the first gRPC may refuse a call, above the other it must.
-    "grpc.max_metadata_size": 8 * 1024,
-    "grpc.absolute_max_metadata_size": 16 * 1024,
     # What a participant may send ahead while nobody reads: enough to keep a chunk coming over a long line. By
     # default gRPC lets it grow with the bandwidth, to megabytes for each of a thousand participants.
     "grpc.http2.bdp_probe": 0,
@@ -58,6 +52,12 @@ def server_options(limits: Limits) -> dict[str, int]:
         "grpc.keepalive_time_ms": time,
         "grpc.keepalive_timeout_ms": time // 2,
         "grpc.http2.ping_timeout_ms": time // 2,  # without it the other two find nobody in a minute
+        # Connections on which nothing is said take files, too: without a handshake, or without a stream.
+        "grpc.server_handshake_timeout_ms": round(limits.handshake_timeout * 1000),
+        "grpc.max_connection_idle_ms": round(limits.idle_timeout * 1000),
+        # Headers of a call. Above the first gRPC may refuse a call, above the other it must.
+        "grpc.max_metadata_size": limits.max_metadata,
+        "grpc.absolute_max_metadata_size": 2 * limits.max_metadata,
     }
 
 

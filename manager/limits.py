@@ -16,6 +16,10 @@ LEAST_MESSAGE: Final = 4 * 1024**2
 MOST_MESSAGE: Final = 2**31 - 1
 """… and the limit of protobuf. Those of protos/chunks.py, which loads NumPy: --help needn't wait for it."""
 
+LEAST_METADATA: Final = 1024
+MOST_METADATA: Final = 1024**2
+"""Between these ``max_metadata`` makes sense: below, a token and what gRPC itself says don't fit."""
+
 OWN_FILES: Final = 128
 """Open files that a worker needs for itself: the link, gRPC's and asyncio's polls, pipes. (It has
 about 30.)"""
@@ -50,6 +54,10 @@ class Limits:
     upload_memory: int = 96 * 1024**2  # for large answers, until they are folded in or passed on
     upload_disk: int = 16 * 1024**3  # for those of them that come slowly, or are larger than that
     keepalive: float = 10.0  # without data before a ping, and half as long again for its answer
+    handshake_timeout: float = 20.0  # from the connection until TLS and HTTP/2 have begun
+    hello_timeout: float = 120.0  # from the stream until its first message
+    idle_timeout: float = 60.0  # for which there may be a connection without a stream
+    max_metadata: int = 8 * 1024  # all of a stream's headers; above twice as much it is refused in any case
 
     def __post_init__(self) -> None:
         if self.max_per_worker is not None and self.max_per_worker < 1:
@@ -69,8 +77,13 @@ class Limits:
         for name in ("upload_memory", "upload_disk"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be bytes of at least 0, not {getattr(self, name)}")
-        if not 0.1 <= self.keepalive <= 3600:
-            raise ValueError(f"keepalive must be from 0.1 to 3600 seconds, not {self.keepalive}")
+        for name in ("keepalive", "handshake_timeout", "hello_timeout", "idle_timeout"):
+            if not 0.1 <= getattr(self, name) <= 3600:
+                raise ValueError(f"{name} must be from 0.1 to 3600 seconds, not {getattr(self, name)}")
+        if not LEAST_METADATA <= self.max_metadata <= MOST_METADATA:
+            raise ValueError(
+                f"max_metadata must be bytes from {LEAST_METADATA} to {MOST_METADATA}: {self.max_metadata}"
+            )
 
     def arguments(self) -> list[str]:
         """The same as options of ``manager start``."""
@@ -84,6 +97,10 @@ class Limits:
             f"--upload-memory={self.upload_memory}",
             f"--upload-disk={self.upload_disk}",
             f"--keepalive={self.keepalive!r}",
+            f"--handshake-timeout={self.handshake_timeout!r}",
+            f"--hello-timeout={self.hello_timeout!r}",
+            f"--idle-timeout={self.idle_timeout!r}",
+            f"--max-metadata={self.max_metadata}",
         ]
 
 

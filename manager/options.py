@@ -165,6 +165,43 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
             "again the participant is lost.",
         },
     ),
+    (
+        "--handshake-timeout",
+        {
+            "type": click.FloatRange(0.1, 3600),
+            "default": _DEFAULTS.handshake_timeout,
+            "metavar": "SECONDS",
+            "help": "From a connection until its TLS and HTTP/2 have begun; then it is closed.",
+        },
+    ),
+    (
+        "--hello-timeout",
+        {
+            "type": click.FloatRange(0.1, 3600),
+            "default": _DEFAULTS.hello_timeout,
+            "metavar": "SECONDS",
+            "help": "From a stream until its first message; then it is ended.",
+        },
+    ),
+    (
+        "--idle-timeout",
+        {
+            "type": click.FloatRange(0.1, 3600),
+            "default": _DEFAULTS.idle_timeout,
+            "metavar": "SECONDS",
+            "help": "For how long there may be a connection without a stream. Streams may be idle for ever.",
+        },
+    ),
+    (
+        "--max-metadata",
+        {
+            "type": SizeType(),
+            "default": _DEFAULTS.max_metadata,
+            "show_default": "8KiB",
+            "metavar": "SIZE",
+            "help": "How large the headers of a stream may be, a token among them.",
+        },
+    ),
 ]
 
 LIMIT_NAMES = [name.removeprefix("--").replace("-", "_") for name, _ in _LIMITS]

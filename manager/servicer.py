@@ -41,6 +41,7 @@ from manager.verdicts import (
     STAYED,
     EndReason,
     Verdict,
+    speechless,
 )
 from protos import stream_pb2
 from protos.chunks import Assembler, in_memory, read_chunk
@@ -95,6 +96,7 @@ class Servicer:
         self._ids = itertools.count(1)
         self._spool = Spool(limits.upload_memory, limits.upload_disk)
         self._overdue = Overdue()
+        self._speechless = speechless(limits.hello_timeout)
         self._log = Sparingly(log)
         self._admission = Admission(
             capacity=self._room.participants,
@@ -194,6 +196,7 @@ class Servicer:
         reason, verdict, gone = EndReason.LOST, None, False
         self._open.add(stream)
         self._silent[stream] = self._loop.time()
+        self._overdue.expect(stream, self._limits.hello_timeout, self._speechless)
         try:
             if await self._converse(stream, context):
                 reason = EndReason.LEFT
@@ -287,6 +290,7 @@ class Servicer:
     def _join(self, stream: Stream, hello: stream_pb2.Hello) -> None:
         stream.hello = hello
         self._silent.pop(stream, None)
+        self._overdue.forget(stream)
         if self.draining:
             self._send_off(stream, self._admission.move(self._loop.time()))
             return

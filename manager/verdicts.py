@@ -44,6 +44,16 @@ SILENT: Verdict = (
     "said nothing, and had to make room for others; connect again after a while",
 )
 
+
+def speechless(seconds: float) -> Verdict:
+    """There was no first message."""
+    return (
+        EndReason.VIOLATION,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        f"no first message came in {seconds:g} s; connect again, and say hello",
+    )
+
+
 REPLACED: Verdict = (
     EndReason.REPLACED,
     grpc.StatusCode.ALREADY_EXISTS,

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 from manager.blobs import SHARE_SIZE
 from manager.endpoint import MIN_PING_INTERVAL, server_options
-from manager.limits import LEAST_MESSAGE, MOST_MESSAGE, OWN_FILES, SPARE_FILES, Limits, room
+from manager.limits import (
+    LEAST_MESSAGE,
+    LEAST_METADATA,
+    MOST_MESSAGE,
+    MOST_METADATA,
+    OWN_FILES,
+    SPARE_FILES,
+    Limits,
+    room,
+)
 from manager.options import LIMIT_NAMES, limit_options, take_limits
 from manager.spool import MOST_FILES
 from participant_sdk.channel import KEEPALIVE_TIME
@@ -31,6 +40,10 @@ limits = st.builds(
     upload_memory=st.integers(0, 2**40),
     upload_disk=st.integers(0, 2**50),
     keepalive=st.floats(0.1, 3600),
+    handshake_timeout=st.floats(0.1, 3600),
+    hello_timeout=st.floats(0.1, 3600),
+    idle_timeout=st.floats(0.1, 3600),
+    max_metadata=st.integers(LEAST_METADATA, MOST_METADATA),
 )
 
 
@@ -53,6 +66,11 @@ limits = st.builds(
         ({"keepalive": 0.0}, "keepalive must be from 0.1"),
         ({"keepalive": math.nan}, "keepalive must be from 0.1"),
         ({"keepalive": 3601.0}, "keepalive must be from 0.1"),
+        ({"handshake_timeout": 0.0}, "handshake_timeout must be from 0.1"),
+        ({"hello_timeout": math.inf}, "hello_timeout must be from 0.1"),
+        ({"idle_timeout": math.nan}, "idle_timeout must be from 0.1"),
+        ({"max_metadata": LEAST_METADATA - 1}, "max_metadata must be bytes from 1024"),
+        ({"max_metadata": MOST_METADATA + 1}, "to 1048576: 1048577"),
     ],
     ids=str,
 )

@@ -250,6 +250,19 @@ async def test_where_there_is_no_room_for_a_stream_it_is_told_so_before_it_says_
 
 
 @on_a_loop
+async def test_who_says_nothing_in_time_is_ended_and_counted_and_who_says_hello_may_be_idle() -> None:
+    served = Served(hello_timeout=0.1)
+    talker, _ = await served.joined("talker")
+    silent = served.participant()
+    code, text = await silent.status()
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert text == "no first message came in 0.1 s; connect again, and say hello"
+    assert served.servicer.violations == 1
+    assert not talker.task.done()
+    await served.close()
+
+
+@on_a_loop
 async def test_streams_above_those_of_one_address_are_told_to_come_back_and_then_just_ended() -> None:
     served = Served(max_per_address=2, come_back=(3, 5))
     crowd = [served.participant(peer=f"ipv4:10.0.0.1:{port}") for port in range(8)]

@@ -584,10 +584,10 @@ def test_a_little_that_decompresses_to_very_much_stays_a_little(tmp_path: Path, 
 
 
 def test_headers_have_a_limit(tmp_path: Path, devices: Devices) -> None:
-    with start_coordinator(tmp_path / "log", "--workers=1") as coordinator:
+    with start_coordinator(tmp_path / "log", "--workers=1", "--max-metadata=4KiB") as coordinator:
         (innocent,) = devices.join(coordinator.listen, 1)
         with grpc.insecure_channel(coordinator.listen) as channel:
-            for size, fits in [(4_000, True), (20_000, False), (1_000_000, False)]:
+            for size, fits in [(3_000, True), (10_000, False), (1_000_000, False)]:
                 call = connect_by(channel)(iter([b"\xff"]), metadata=[("authorization", "x" * size)])
                 with pytest.raises(grpc.RpcError) as caught:
                     next(call)
@@ -596,3 +596,41 @@ def test_headers_have_a_limit(tmp_path: Path, devices: Devices) -> None:
                 assert error.code() is wanted
         assert echoes(coordinator, 1) == [innocent.id]
         assert innocent.ended is None
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plaintext", "TLS"])
+def test_connections_on_which_nothing_happens_are_closed(
+    tmp_path: Path, devices: Devices, authority: Authority, encrypted: bool
+) -> None:
+    """And what isn't a matter of gRPC's own is counted."""
+    tls = credentials(authority) if encrypted else None
+    timeouts = ["--handshake-timeout=0.5", "--idle-timeout=0.5", "--hello-timeout=0.5"]
+    options = [*(authority.server().options if encrypted else ()), *timeouts]
+    with start_coordinator(tmp_path / "log", "--workers=1", *options) as coordinator:
+        idle = devices.one(coordinator.listen, hello("idle"), tls)
+        eventually(lambda: coordinator.status()["participants"] == 1)
+        host, _, port = coordinator.listen.rpartition(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as silent:
+            read_to_the_end(silent)  # no TLS, no HTTP/2
+        with socket.create_connection((host, int(port)), PATIENCE) as plain, contextlib.ExitStack() as stack:
+            connection = plain
+            if encrypted:
+                context = ssl.create_default_context(cadata=authority.pem.decode())
+                context.set_alpn_protocols(["h2"])
+                connection = stack.enter_context(context.wrap_socket(plain, server_hostname=host))
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            read_to_the_end(connection)  # a connection, but no stream
+        mute = devices.one(coordinator.listen, None, tls)  # a stream, but no message
+        assert ended(mute) == (
+            "DEADLINE_EXCEEDED",
+            "no first message came in 0.5 s; connect again, and say hello",
+        )
+        eventually(lambda: coordinator.status()["workers"][0]["violations"] == 1)
+        assert echoes(coordinator, 1) == ["idle"]
+        assert idle.ended is None
+
+
+def read_to_the_end(connection: socket.socket) -> None:
+    with contextlib.suppress(ConnectionResetError):
+        while connection.recv(65536):
+            pass
