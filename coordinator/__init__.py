@@ -10,9 +10,11 @@ aio.py            the asyncio interface
 settings.py       what can be set
 errors.py         what can be caught, besides manager/errors.py
 cli.py            ``coordinator start``
-remote.py         the other commands, which speak to a running coordinator
+remote.py         the commands that speak to a running coordinator
 tokens_cli.py     ``coordinator tokens``
 token_file.py     the file that it changes
+certs.py          ``coordinator certs``: which certificates and keys there are
+authority.py      what is in a certificate
 view.py           what the terminal shows
 **deciding**
 downlink.py ★     the coordinator's side of the link to one worker
@@ -21,6 +23,7 @@ balance.py ★      how many participants are moved, so that all workers have ab
 **doing**
 running.py        a coordinator brought up and down
 run_dir.py        what outlives a coordinator that is killed
+private.py        directories and files that are this user's alone
 workers.py        the links to all workers
 transport.py      what the dispatcher wants, on its way to them
 router.py         the socket that they come in by

@@ -1,4 +1,6 @@
-"""The ``coordinator`` command, and its first subcommand: start one. remote.py has those for a running one.
+"""The ``coordinator`` command, and its first subcommand: start one.
+
+remote.py has those for a running one, certs.py the one that makes certificates.
 
 Exit codes: 0 all well; 1 it could not be done (the last line says why); 2 usage.
 """
@@ -16,6 +18,7 @@ from typing import Any
 import click
 
 from coordinator import remote
+from coordinator.certs import certs
 from coordinator.remote import fail
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
 from coordinator.tokens_cli import tokens
@@ -243,5 +246,5 @@ async def _serve(settings: Settings, live: bool) -> None:
         raise StartError(ALL_GIVEN_UP)
 
 
-for command in [*remote.COMMANDS, tokens]:
+for command in [*remote.COMMANDS, tokens, certs]:
     main.add_command(command)

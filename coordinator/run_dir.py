@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
+from coordinator.private import NotPrivateError, directory, lock
 from manager.errors import MusterError, StartError
 from manager.listen import Address
 
@@ -65,14 +65,16 @@ class RunDir:
 
         Raises InUseError, or StartError if it can't be used or isn't this user's alone.
         """
-        self.path = path
         self._private = private
         self._listen: tuple[str, str] = ("", "")
         try:
             if private:
-                _make(path.parent)
-            _make(path)
-            self._lock = _lock(path / "lock")
+                directory(path.parent)
+            self.path, self._lock = _hold(path)
+        except NotPrivateError as error:
+            raise StartError(
+                f"can't use {error.path} as the run directory: {error.why}; --run-dir names another"
+            ) from None
         except OSError as error:
             why = error.strerror or error
             raise StartError(f"can't use {path} as the run directory: {why}") from None
@@ -128,49 +130,29 @@ def _text(value: object) -> str:
 
 def default_path(listen: Address) -> Path:
     """Where the coordinator at this address keeps what it needs, so that its next life finds it."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and os.access(runtime, os.W_OK):
-        base = Path(runtime) / "muster"
-    else:
-        base = Path(tempfile.gettempdir()) / f"muster-{os.getuid() if hasattr(os, 'getuid') else 'run'}"
+    user = os.getuid() if hasattr(os, "getuid") else None
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nowhere")
+    try:
+        ours = runtime.stat().st_uid == user and os.access(runtime, os.W_OK)  # not that of who called sudo
+    except OSError:
+        ours = False
+    base = (
+        runtime / "muster"
+        if ours
+        else Path(tempfile.gettempdir()) / f"muster-{'run' if user is None else user}"
+    )
     host = re.sub(r"[^A-Za-z0-9.]", "_", listen.host)[:40]
     return base / f"{host}-{listen.port}"
 
 
-def _make(path: Path) -> None:
-    """A directory that only this user can enter."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.lstat()
-    if not hasattr(os, "getuid"):  # Windows: directories of the user's are the user's
-        return
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise StartError(f"can't use {path} as the run directory: it belongs to somebody else")
-    if found.st_mode & 0o077:
-        raise StartError(
-            f"can't use {path} as the run directory: others can enter it; chmod 700 it, or take another"
-        )
-
-
-def _lock(path: Path) -> TextIO:
+def _hold(path: Path) -> tuple[Path, TextIO]:
     """Holds the directory until the file is closed: a second coordinator in it would steal the socket."""
     while True:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path = directory(path)
         try:
-            file = path.open("w")
+            held = lock(path / "lock")
         except FileNotFoundError:
             continue  # the coordinator that had it has just ended, and taken the directory with it
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The coordinator that had it may just have ended, and taken the file with it.
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except ImportError:  # Windows
-            return file
-        except BlockingIOError:
-            file.close()
-            raise InUseError(f"another coordinator uses the run directory {path.parent}") from None
-        except FileNotFoundError:
-            pass
-        file.close()
+        if held is None:
+            raise InUseError(f"another coordinator uses the run directory {path}")
+        return path, held

@@ -59,6 +59,7 @@ server.py         the single-process server
 worker.py         the worker process
 reports.py        what a worker tells the coordinator, batched
 sockets.py        ZeroMQ sockets on an event loop
+link_keys.py      the keys of a link over TCP
 usage.py          what this process uses
 logs.py           how log records look
 listen.py         the public address, reserved and shared
