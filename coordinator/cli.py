@@ -106,6 +106,12 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
 )
 @option("--link", default="ipc", metavar="ipc|tcp://HOST:PORT", help="How workers reach the coordinator.")
 @option(
+    "--link-keys",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keys for a link over TCP, which is encrypted with them (`coordinator certs` makes them).",
+)
+@option(
     "--share-port/--own-ports",
     default=CAN_SHARE_PORT,
     show_default="shared on Linux",

@@ -64,7 +64,7 @@ def settled(path: Path) -> Path:
             break
         if open_to_all and found.st_uid not in (_ROOT, os.getuid()):
             raise NotPrivateError(place, "it belongs to somebody else")
-        if found.st_mode & stat.S_IWOTH:
+        if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_IWOTH:
             open_to_all = True
             if not found.st_mode & stat.S_ISVTX:
                 raise NotPrivateError(place, "everybody may replace what is in it")

@@ -110,7 +110,7 @@ class RunDir:
 
     def close(self, *, finished: bool) -> None:
         """Lets go of it. ``finished``: no worker is left that anybody would have to find."""
-        if finished:
+        if finished or not self._state.exists():  # none was ever recorded
             for path in (self.socket, self._state):
                 path.unlink(missing_ok=True)
             if self._private:

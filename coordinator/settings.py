@@ -28,7 +28,8 @@ class Settings:
     workers: int = field(default_factory=default_workers)
     listen: Address = field(default_factory=lambda: Address.parse(DEFAULT_LISTEN))
     control: Address | None = None
-    link: str = "ipc"  # or tcp://host:port
+    link: str = "ipc"  # or tcp://host:port, with link_keys
+    link_keys: Path | None = None  # a directory, as `coordinator certs` makes it
     share_port: bool = CAN_SHARE_PORT
     pin: bool = False
     grace: float = 10.0  # how long running calls may go on when stopping
@@ -75,19 +76,33 @@ class Settings:
             raise ValueError(f"log_level must be one of {', '.join(LOG_LEVELS)}, not {self.log_level!r}")
         if self.log_format not in LOG_FORMATS:
             raise ValueError(f"log_format must be one of {', '.join(LOG_FORMATS)}, not {self.log_format!r}")
-        if self.link != "ipc":
-            if not self.link.startswith("tcp://"):
-                raise ValueError(f"link must be ipc or tcp://host:port, not {self.link!r}")
-            host = Address.parse(self.link.removeprefix("tcp://")).host
-            if host not in ("127.0.0.1", "::1", "localhost"):
-                raise ValueError(
-                    f"link {self.link}: the link is not encrypted yet, so it may only use a loopback address"
-                )
+        _check_link(self.link, self.link_keys)
+
+
+def _check_link(link: str, keys: Path | None) -> None:
+    if link == "ipc":
+        if keys is not None:
+            raise ValueError("link_keys are for a link over tcp://; the ipc socket is this user's alone")
+        return
+    if not link.startswith("tcp://"):
+        raise ValueError(f"link must be ipc or tcp://host:port, not {link!r}")
+    if Address.parse(link.removeprefix("tcp://")).host == "*":
+        raise ValueError(f"link {link}: write 0.0.0.0 or [::] for all addresses")
+    if keys is None:
+        raise ValueError(
+            f"link {link}: over TCP workers and coordinator must know one another; --link-keys DIR names the "
+            f"keys, and `coordinator certs` makes them"
+        )
 
 
 def make_settings(**options: Any) -> Settings:
     """Settings from keyword arguments, in which addresses and paths may be strings, None the default."""
-    for name, parse in (("listen", Address.parse), ("control", Address.parse), ("run_dir", Path)):
+    for name, parse in (
+        ("listen", Address.parse),
+        ("control", Address.parse),
+        ("run_dir", Path),
+        ("link_keys", Path),
+    ):
         if isinstance(options.get(name), str):
             options[name] = parse(options[name])
     if isinstance(reducers := options.get("reducers"), str):

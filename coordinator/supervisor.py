@@ -325,6 +325,8 @@ class Supervisor:
             *settings.limits.arguments(),
             *settings.security.arguments(),
         ]
+        if settings.link_keys is not None:
+            arguments.append(f"--link-keys={settings.link_keys.absolute()}")
         if settings.pin:
             arguments.append(f"--pin={slot.index}")
         arguments += [f"--reducer={path}" for path in settings.reducers]

@@ -24,6 +24,7 @@ from coordinator.transport import LinkTransport, Worker
 from manager.admission import Admission, moves_per_second
 from manager.blobs import Blob, Payload, Sample, can_open, open_all
 from manager.dispatcher import Dispatcher
+from manager.link_keys import coordinator_keys
 from manager.listen import Address
 from manager.logs import Sparingly
 from manager.members import Member, printable, recognisable
@@ -51,7 +52,8 @@ class Workers:
         self._ticker: asyncio.Task[None] | None = None
         self._sparingly = Sparingly(log)
         self._sample = Sample()
-        self._router = Router(settings.link, run_dir.socket, self._on_message)
+        keys = None if settings.link_keys is None else coordinator_keys(settings.link_keys)
+        self._router = Router(settings.link, run_dir.socket, self._on_message, keys)
         self.endpoint = self._router.endpoint
         self.workers = [Worker(index, self._new_downlink(index, 0)) for index in range(settings.workers)]
         self._transport = LinkTransport(self.workers, self._transmit)
@@ -85,7 +87,7 @@ class Workers:
 
     @property
     def link_errors(self) -> int:
-        """Messages on the link that could not be read, and hellos that were refused, so far."""
+        """Messages on the link that could not be read, hellos and peers that were refused, so far."""
         return self._router.errors
 
     def drain_all(self, grace: float) -> None:

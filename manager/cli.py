@@ -67,6 +67,12 @@ def main() -> None:
 )
 # Not from the environment: there MUSTER_PIN is the coordinator's, and means something else. And limits that
 # the coordinator has by an option must not be mixed with others of the environment.
+@click.option(
+    "--link-keys",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The keys of a link over TCP (`coordinator certs` makes them).",
+)
 @click.option("--pin", type=click.IntRange(0), metavar="N", help="Bind to the Nth CPU of those allowed.")
 @click.option("--reducer", "reducers", multiple=True, metavar="MODULE:CLASS", help="One that may be used.")
 @click.option(
@@ -86,6 +92,7 @@ def start(
     listen: Address,
     share_port: bool,
     orphan_grace: float,
+    link_keys: Path | None,
     pin: int | None,
     reducers: tuple[str, ...],
     import_from: tuple[Path, ...],
@@ -97,6 +104,7 @@ def start(
     configure(log_level, log_format, worker=index)
     limits, security = take_limits(options), take_security(options)
     from manager import worker  # grpc and zmq load here: --help stays fast
+    from manager.link_keys import keys_for
 
     sys.path += map(str, import_from)  # last: they must not hide anything
 
@@ -132,6 +140,7 @@ def start(
             limits,
             files,
             security,
+            keys_for(coordinator, link_keys),
         )
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             reason = runner.run(run(settings))

@@ -72,6 +72,13 @@ def worker_keys(directory: Path) -> WorkerKeys:
         raise _unusable(directory, error) from None
 
 
+def keys_for(endpoint: str, directory: Path | None) -> WorkerKeys | None:
+    """A worker's keys for the link at this endpoint; None if it needs none. Raises StartError."""
+    if endpoint.startswith("tcp:") == (directory is None):
+        raise StartError(f"--link-keys goes with a link over TCP, and that with it; this one is {endpoint}")
+    return None if directory is None else worker_keys(directory)
+
+
 def as_file(public: bytes, secret: bytes | None = None) -> bytes:
     """A key file's content: of the public key, or of both."""
     lines = [b"metadata", b"curve", b'    public-key = "%b"' % public]

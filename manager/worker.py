@@ -24,6 +24,7 @@ from manager.endpoint import CLOSE_TIMEOUT, Endpoint
 from manager.folding import FOLDING_TIMEOUT, Folding
 from manager.incoming import checked, pieces
 from manager.limits import Limits
+from manager.link_keys import WorkerKeys
 from manager.listen import Address
 from manager.logs import Sparingly
 from manager.members import ANONYMOUS
@@ -72,6 +73,7 @@ class WorkerSettings:
     limits: Limits = field(default_factory=Limits)
     files: int = 1024  # how many this process may open
     security: Security = field(default_factory=Security)
+    link_keys: WorkerKeys | None = None  # for a link over TCP
 
 
 class Worker:
@@ -117,14 +119,9 @@ class Worker:
             self._socket.close(linger=1.0)
 
     def _connect(self) -> None:
-        socket, settings = self._socket.socket, self._settings
+        settings = self._settings
         identity = routing_id(settings.index, settings.incarnation, os.getpid())
-        socket.setsockopt(zmq.IDENTITY, identity)
-        socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
-        socket.connect(settings.coordinator)
-        self._socket.start()
+        self._socket.connect(settings.coordinator, identity, settings.link_keys)
 
     # From participants
 

@@ -86,6 +86,7 @@ def test_options_arrive(started: Started, tmp_path: Path) -> None:
         "--listen=[::1]:1",
         "--control=localhost:2",
         "--link=tcp://127.0.0.1:3",
+        f"--link-keys={tmp_path}",
         "--own-ports",
         "--pin",
         "--grace=1.5",
@@ -100,6 +101,7 @@ def test_options_arrive(started: Started, tmp_path: Path) -> None:
         listen=Address("::1", 1),
         control=Address("localhost", 2),
         link="tcp://127.0.0.1:3",
+        link_keys=tmp_path,
         share_port=False,
         pin=True,
         grace=1.5,
@@ -120,7 +122,9 @@ def test_options_arrive(started: Started, tmp_path: Path) -> None:
         ("--listen=localhost:65536", "0 to 65535"),
         ("--control=", "write host:port"),
         ("--link=udp://127.0.0.1:1", "ipc or tcp://host:port"),
-        ("--link=tcp://10.0.0.1:1", "not encrypted"),
+        ("--link=tcp://10.0.0.1:1", "`coordinator certs` makes them"),
+        ("--link-keys=/nowhere", "does not exist"),
+        ("--link-keys=/", "link_keys are for a link over tcp"),
         ("--link=tcp://127.0.0.1", "write host:port"),
         ("--grace=-1", "x>=0"),
         ("--grace=nan", "nan"),
@@ -192,12 +196,13 @@ def test_plaintext_for_everybody_has_to_be_asked_for(started: Started, files: di
 # Variables
 
 
-def test_every_option_can_be_a_variable(started: Started) -> None:
+def test_every_option_can_be_a_variable(started: Started, tmp_path: Path) -> None:
     settings = started.accept(
         MUSTER_WORKERS="3",
         MUSTER_LISTEN="localhost:1",
         MUSTER_CONTROL="localhost:2",
         MUSTER_LINK="tcp://127.0.0.1:3",
+        MUSTER_LINK_KEYS=str(tmp_path),
         MUSTER_SHARE_PORT="0",
         MUSTER_PIN="1",
         MUSTER_GRACE="4",
@@ -207,7 +212,8 @@ def test_every_option_can_be_a_variable(started: Started) -> None:
     )
     assert (settings.workers, settings.grace, settings.share_port, settings.pin) == (3, 4.0, False, True)
     assert (settings.listen, settings.control) == (Address("localhost", 1), Address("localhost", 2))
-    assert (settings.link, settings.log_level) == ("tcp://127.0.0.1:3", "error")
+    assert (settings.link, settings.link_keys) == ("tcp://127.0.0.1:3", tmp_path)
+    assert settings.log_level == "error"
     assert settings.reducers == ("rounds:Median", "rounds:Trimmed")
 
 

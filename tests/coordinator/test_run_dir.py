@@ -224,6 +224,12 @@ def test_once_all_workers_have_ended_nothing_is_left(private: Path) -> None:
     assert not private.exists()
 
 
+def test_a_start_that_came_to_nothing_leaves_nothing(private: Path) -> None:
+    run_dir = RunDir(private, private=True)
+    run_dir.close(finished=False)
+    assert not private.exists()
+
+
 def test_one_that_the_user_chose_stays_but_for_what_was_put_there(tmp_path: Path) -> None:
     path = tmp_path / "chosen"
     path.mkdir(mode=0o700)

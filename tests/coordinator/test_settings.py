@@ -27,11 +27,24 @@ def test_there_must_be_a_worker(workers: int) -> None:
         Settings(workers=workers)
 
 
+KEYS = Path("link keys")
+
+
 @pytest.mark.parametrize(
-    "link", ["ipc", "tcp://127.0.0.1:5555", "tcp://127.0.0.1:0", "tcp://localhost:0", "tcp://[::1]:0"]
+    "address", ["127.0.0.1:5555", "localhost:0", "[::1]:0", "10.0.0.1:5555", "0.0.0.0:1"]
 )
-def test_the_link_may_use_ipc_or_loopback(link: str) -> None:
-    assert Settings(link=link).link == link
+def test_the_link_may_use_tcp_with_keys(address: str) -> None:
+    assert Settings(link=f"tcp://{address}", link_keys=KEYS).link == f"tcp://{address}"
+    with pytest.raises(
+        ValueError, match=r"--link-keys DIR names the keys, and `coordinator certs` makes them"
+    ):
+        Settings(link=f"tcp://{address}")
+
+
+def test_keys_are_for_tcp_alone() -> None:
+    with pytest.raises(ValueError, match="link_keys are for a link over tcp://"):
+        Settings(link_keys=KEYS)
+    assert make_settings(link="tcp://127.0.0.1:1", link_keys="link keys").link_keys == KEYS
 
 
 @pytest.mark.parametrize(
@@ -44,16 +57,12 @@ def test_the_link_may_use_ipc_or_loopback(link: str) -> None:
         ("tcp://", "write host:port"),
         ("tcp://127.0.0.1", "write host:port"),
         ("tcp://127.0.0.1:x", "must be a number"),
-        ("tcp://*:5555", "not encrypted"),
-        ("tcp://0.0.0.0:5555", "not encrypted"),
-        ("tcp://[::]:5555", "not encrypted"),
-        ("tcp://127.0.0.1.example.org:5555", "not encrypted"),
-        ("tcp://10.0.0.1:5555", "not encrypted"),
+        ("tcp://*:5555", "write 0.0.0.0"),
     ],
 )
 def test_any_other_link_is_refused(link: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Settings(link=link)
+        Settings(link=link, link_keys=KEYS)
 
 
 @pytest.mark.parametrize("setting", [{"log_level": "loud"}, {"log_level": "INFO"}, {"log_format": "xml"}])

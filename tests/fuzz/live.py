@@ -20,7 +20,7 @@ import psutil
 
 from coordinator import connect
 from tests.fuzz import http2, strangers
-from tests.process.running import RunningCoordinator, start_coordinator
+from tests.process.running import RunningCoordinator, link_endpoint, start_coordinator
 from tests.support import PATIENCE, Devices, eventually, instruction
 
 PARTICIPANTS = 20
@@ -90,7 +90,7 @@ def cluster(directory: Path, devices: Devices, *options: str) -> Iterator[Cluste
         try:
             eventually(lambda: innocent.calls > 3 or innocent.suffered, what="calls before any stranger")
             pids = [worker["pid"] for worker in coordinator.status()["workers"]]
-            yield Cluster(coordinator, innocent, f"ipc://{directory / RUN_DIR / 'link.sock'}")
+            yield Cluster(coordinator, innocent, link_endpoint(directory / RUN_DIR))
             enough = innocent.calls + 3
             eventually(lambda: innocent.calls > enough or innocent.suffered, what="calls after all strangers")
             assert [worker["pid"] for worker in coordinator.status()["workers"]] == pids, "a worker died"

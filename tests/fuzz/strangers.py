@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import zmq
 
@@ -189,9 +189,14 @@ def hello_of(worker: int, incarnation: int = 1, *, version: int = LINK_VERSION, 
 class LinkStranger:
     """A DEALER at the link's socket that is no manager."""
 
-    def __init__(self, endpoint: str, identity: bytes = b"") -> None:
+    def __init__(
+        self, endpoint: str, identity: bytes = b"", options: Mapping[int, int | bytes] | None = None
+    ) -> None:
+        """``options`` are ZeroMQ's, such as keys."""
         self._context = zmq.Context(io_threads=1)
         self.socket = self._context.socket(zmq.DEALER)
+        for option, value in (options or {}).items():
+            self.socket.setsockopt(option, value)
         if identity:
             self.socket.setsockopt(zmq.IDENTITY, identity)
         self.socket.setsockopt(zmq.SNDTIMEO, 5_000)
@@ -205,8 +210,9 @@ class LinkStranger:
         """The next message. Raises zmq.Again if none comes in 5 s."""
         return link_pb2.Downward.FromString(self.socket.recv_multipart()[0])
 
-    def close(self) -> None:
-        self.socket.close(linger=2_000)  # what it has sent may still leave
+    def close(self, linger: int = 2_000) -> None:
+        """What it has sent may still leave for so many milliseconds."""
+        self.socket.close(linger)
         self._context.term()
 
 

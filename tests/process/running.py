@@ -104,6 +104,18 @@ class RunningCoordinator(Process):
         return next((record for record in self.records() if "control" in record), None)
 
 
+def link_endpoint(run_dir: Path) -> str:
+    """Where the workers of this run directory's coordinator connect."""
+    recorded = json.loads((run_dir / "state.json").read_text(encoding="utf-8"))
+    (endpoint,) = {
+        argument.removeprefix("--coordinator=")
+        for worker in recorded["workers"]
+        for argument in worker["arguments"]
+        if argument.startswith("--coordinator=")
+    }
+    return str(endpoint)
+
+
 @contextmanager
 def start_coordinator(
     log: Path, *options: str, environment: dict[str, str] | None = None

@@ -23,6 +23,7 @@ from coordinator import (
     aio,
     connect,
 )
+from coordinator.certs import make
 from protos.messages import instruction
 from tests.process.running import (
     RunningCoordinator,
@@ -270,8 +271,9 @@ def test_workers_that_cannot_share_a_port_take_consecutive_ones(tmp_path: Path, 
 
 
 def test_a_tcp_link_serves_as_well_as_ipc(tmp_path: Path, devices: Devices) -> None:
+    keys = f"--link-keys={make(tmp_path / 'certs').link}"
     with start_coordinator(
-        tmp_path / "coordinator.log", "--workers=2", "--link=tcp://127.0.0.1:0"
+        tmp_path / "coordinator.log", "--workers=2", "--link=tcp://127.0.0.1:0", keys
     ) as coordinator:
         devices.join(coordinator.listen, 4)
         with connect(coordinator.control) as connection:
