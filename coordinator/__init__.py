@@ -9,6 +9,7 @@ coordinator.py    the blocking interface
 aio.py            the asyncio interface
 settings.py       what can be set
 errors.py         what can be caught, besides manager/errors.py
+access.py         how a script or a command reaches a coordinator
 cli.py            ``coordinator start``
 remote.py         the commands that speak to a running coordinator
 tokens_cli.py     ``coordinator tokens``
@@ -32,6 +33,9 @@ rolling.py        workers that live, restarted one after the other
 process.py        one of them
 orders.py         what the coordinator tells a worker, batched
 control.py        the control server
+control_address.py  where it is
+control_gate.py   who may use it
+unix_socket.py    a place for its Unix socket
 attachment.py     one attached script
 client.py         the other end of it, in an attached script
 pending.py        what a script waits for
@@ -49,7 +53,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coordinator import aio
     from coordinator.coordinator import Connection, Coordinator, connect
-    from coordinator.errors import CoordinatorGone, WorkerBootError
+    from coordinator.errors import CoordinatorGone, CredentialsError, WorkerBootError
     from coordinator.settings import Settings
     from manager.cohort import Cohort
     from manager.errors import (
@@ -71,11 +75,12 @@ if TYPE_CHECKING:
     from manager.security import Security
     from protos.messages import from_scalars, instruction
     from protos.tensors import to_array, to_arrays
+    from protos.tls import TLS
 
 # Loaded when first used: a command's --help needs none of it, and a worker little.
 _FROM = {
     "coordinator.coordinator": ["Connection", "Coordinator", "connect"],
-    "coordinator.errors": ["CoordinatorGone", "WorkerBootError"],
+    "coordinator.errors": ["CoordinatorGone", "CredentialsError", "WorkerBootError"],
     "coordinator.settings": ["Settings"],
     "manager.cohort": ["Cohort"],
     "manager.errors": [
@@ -97,6 +102,7 @@ _FROM = {
     "manager.security": ["Security"],
     "protos.messages": ["from_scalars", "instruction"],
     "protos.tensors": ["to_array", "to_arrays"],
+    "protos.tls": ["TLS"],
 }
 _MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
 
@@ -112,6 +118,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "TLS",
     "AddressInUse",
     "CallCancelled",
     "CallError",
@@ -122,6 +129,7 @@ __all__ = [
     "Contribution",
     "Coordinator",
     "CoordinatorGone",
+    "CredentialsError",
     "MusterError",
     "NotEnoughParticipants",
     "Outcome",

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, Self
 
+from coordinator.access import Access
 from coordinator.client import Link
 from coordinator.running import RunningCoordinator
 from coordinator.settings import make_settings
 from manager.backend import Backend
 from manager.cohort import AsyncCohort as Cohort
-from manager.listen import Address
 from manager.participants import AsyncParticipants
 from manager.proxy import A, Handle
 from manager.proxy import AsyncParticipantProxy as ParticipantProxy
 from protos import control_pb2
+from protos.bearer import Token
+from protos.tls import TLS
 
 
 class Coordinator(AsyncParticipants[A]):
@@ -47,7 +49,7 @@ class Coordinator(AsyncParticipants[A]):
 
     @property
     def control(self) -> str:
-        """``host:port`` of the control API; empty if it was not asked for."""
+        """``host:port`` or ``unix:PATH`` of the control API; empty if it was not asked for."""
         return self._running.control
 
     async def status(self) -> control_pb2.Status:
@@ -118,13 +120,15 @@ def connect(
     address: str,
     participant_proxy_factory: Callable[[Handle], A] | None = None,
     timeout: float = 10.0,
+    *,
+    tls: TLS | bool | None = None,
+    token: Token | None = None,
 ) -> Connecting[A]:
-    """Attaches to the coordinator whose control API is at ``address`` (``host:port``), once it is up.
+    """The asyncio twin of ``coordinator.connect``, with the same arguments.
 
-    Use it as ``async with connect(...) as connection``, or await it and close the connection yourself. Raises
-    CoordinatorGone if none answers within ``timeout`` seconds.
+    Use it as ``async with connect(...) as connection``, or await it and close the connection yourself.
     """
-    link = Link(str(Address.parse(address)))
+    link = Link(Access.of(address, tls, token))
 
     async def make() -> Connection[A]:
         await link.open(timeout)

@@ -19,7 +19,7 @@ import click
 
 from coordinator import remote
 from coordinator.certs import certs
-from coordinator.remote import fail
+from coordinator.remote import ControlType, fail
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
 from coordinator.tokens_cli import tokens
 from manager.errors import StartError
@@ -100,9 +100,17 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
 @option("--listen", type=AddressType(), default=DEFAULT_LISTEN, help="Where participants connect.")
 @option(
     "--control",
-    type=AddressType(),
+    type=ControlType(),
     default=DEFAULT_CONTROL,
-    help="Where training scripts connect, and commands such as `coordinator status`.",
+    help="Where training scripts connect, and commands such as `coordinator status`: a loopback address, a "
+    "Unix socket, or with TLS and --control-tokens any other address.",
+)
+@option(
+    "--control-tokens",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Scripts and commands need a token of this file, which `coordinator tokens` writes. It must not be "
+    "that of participants.",
 )
 @option("--link", default="ipc", metavar="ipc|tcp://HOST:PORT", help="How workers reach the coordinator.")
 @option(

@@ -17,9 +17,9 @@ from typing import cast
 import grpc
 import grpc.aio
 
+from coordinator.access import Access
 from coordinator.attachment import CONTROL_VERSION
-from coordinator.control import CONTROL_OPTIONS
-from coordinator.errors import CoordinatorGone
+from coordinator.errors import CoordinatorGone, CredentialsError
 from coordinator.passing import Outgoing, received
 from coordinator.pending import PendingCall, PendingRequest
 from coordinator.writer import MAX_ITEM_BYTES, BatchWriter
@@ -31,6 +31,7 @@ from manager.members import Member
 from manager.shares import Reduction
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlStub
+from protos.ending import Ending
 
 log = logging.getLogger("muster.control")
 
@@ -46,8 +47,9 @@ _UNKNOWN: Answer = (OutcomeKind.LOST, b"")
 class Link:
     """The backend of an attached script."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self.address = str(access)
         self._ids = itertools.count(1)
         self._requests: dict[int, PendingRequest] = {}
         self._calls: dict[int, PendingCall] = {}
@@ -63,7 +65,8 @@ class Link:
     async def open(self, timeout: float) -> None:
         """Attaches, as soon as somebody answers there.
 
-        Raises CoordinatorGone if nobody has within ``timeout`` seconds, or at once if it can't be.
+        Raises CoordinatorGone if nobody has within ``timeout`` seconds, or at once if it can't be;
+        CredentialsError at once.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -76,6 +79,10 @@ class Link:
                 return
             await self._channel.close()
             code, why = status
+            if code is grpc.StatusCode.UNAUTHENTICATED:
+                raise CredentialsError(f"{self._refused(why)} (connect(..., token=) gives it one)")
+            if code is grpc.StatusCode.UNAVAILABLE and (diagnosis := await self._access.diagnose()):
+                raise CredentialsError(f"can't attach to the coordinator at {self.address}: {diagnosis}")
             if code is not grpc.StatusCode.UNAVAILABLE:
                 raise CoordinatorGone(f"the coordinator at {self.address} can't be attached to: {why}")
             if time.monotonic() + RETRY_INTERVAL > deadline:
@@ -87,9 +94,11 @@ class Link:
     async def _attach(self, timeout: float) -> tuple[grpc.StatusCode, str] | None:
         """Tries once; returns why it didn't work, if it didn't."""
         # A new channel each time: gRPC's own would wait ever longer between its attempts.
-        self._channel = grpc.aio.insecure_channel(self.address, options=CONTROL_OPTIONS)
+        self._metadata = self._access.metadata()
+        self._channel = self._access.channel()
         self._stub = ControlStub(self._channel)
-        self._stream = self._stub.Attach()
+        self._stream = self._stub.Attach(metadata=self._metadata)
+        self._ending = Ending(self._stream)
         try:
             async with asyncio.timeout(timeout):
                 await self._stream.write(
@@ -107,7 +116,7 @@ class Link:
             return grpc.StatusCode.UNAVAILABLE, "no answer in time"
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass
-        return await self._stream.code(), await self._why()
+        return await self._why()
 
     async def close(self) -> None:
         """Detaches: leases and calls end."""
@@ -123,7 +132,7 @@ class Link:
         self._check()
         try:
             status: control_pb2.Status = await self._stub.GetStatus(
-                control_pb2.StatusRequest(), timeout=STATUS_TIMEOUT
+                control_pb2.StatusRequest(), timeout=STATUS_TIMEOUT, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
             raise CoordinatorGone(
@@ -259,12 +268,17 @@ class Link:
         except Exception:
             log.exception("the coordinator said something that could not be handled")
             self._stream.cancel()
-        why = await self._why()
+        code, why = await self._why()
+        if code is grpc.StatusCode.UNAUTHENTICATED:
+            self._fail(CredentialsError(self._refused(why)))
         self._fail(
             CoordinatorGone(
                 f"the coordinator at {self.address} is gone ({why}); attach again with coordinator.connect"
             )
         )
+
+    def _refused(self, why: str) -> str:
+        return f"the coordinator at {self.address} refuses this script: {why}"
 
     def _handle(self, batch: control_pb2.ServerBatch) -> None:
         if batch.draining and not self._draining:
@@ -374,13 +388,13 @@ class Link:
             elif not call.waiter.done():
                 call.waiter.set_exception(error)
 
-    async def _why(self) -> str:
-        """How the stream ended, in words."""
-        code, details = await self._stream.code(), await self._stream.details()
-        if code is grpc.StatusCode.UNAVAILABLE and "refused" in (details or ""):
-            return "connection refused"
+    async def _why(self) -> tuple[grpc.StatusCode, str]:
+        """How the stream ended; and in words."""
+        code, details = await self._ending.wait()
+        if code is grpc.StatusCode.UNAVAILABLE and "refused" in details:
+            return code, "connection refused"
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            return "it is not a control address (participants connect there?)"
+            return code, "it is not a control address (participants connect there?)"
         if code is grpc.StatusCode.OK:
-            return "it has closed the connection"
-        return details or code.name.lower()
+            return code, "it has closed the connection"
+        return code, details or code.name.lower()

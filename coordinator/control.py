@@ -18,15 +18,21 @@ import grpc
 import grpc.aio
 
 from coordinator.attachment import CONTROL_VERSION, Attachment, describe
+from coordinator.control_address import ControlAddress, UnixAddress, is_local
+from coordinator.control_gate import ControlGate
 from coordinator.errors import WorkerBootError
 from coordinator.settings import Settings
 from coordinator.supervisor import Slot
+from coordinator.unix_socket import SocketPlace
 from coordinator.writer import BatchWriter
 from manager.blobs import Sample
+from manager.certificates import Certificates
 from manager.dispatcher import Dispatcher
-from manager.errors import AddressInUse, Closed
+from manager.errors import AddressInUse, Closed, StartError
+from manager.gate import read_tokens
 from manager.listen import Address, probe
 from manager.members import Member
+from manager.watched import keep_looking
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
 
@@ -158,12 +164,30 @@ CONTROL_OPTIONS = [
 ]
 
 
+def check(settings: Settings) -> None:
+    """Raises StartError for what will be in a control server's way: nobody should wait for workers first."""
+    if isinstance(settings.control, UnixAddress):
+        SocketPlace(settings.control.path).close()
+    elif settings.control is not None:
+        probe(settings.control)
+    try:
+        if settings.control_tokens is not None:
+            read_tokens(str(settings.control_tokens))
+    except ValueError as error:
+        raise StartError(str(error)) from None
+
+
 class ControlServer:
     """Serves the control API of one coordinator."""
 
     def __init__(self, subject: Subject) -> None:
+        self._settings = subject.settings
         self._servicer = _Servicer(subject)
         self._server: grpc.aio.Server | None = None
+        self._gate: ControlGate | None = None
+        self._certificates: Certificates | None = None
+        self._place: SocketPlace | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.address = ""
         subject.dispatcher.on_ended = self._servicer.gone
 
@@ -171,19 +195,57 @@ class ControlServer:
     def attached(self) -> int:
         return len(self._servicer.attachments)
 
-    async def start(self, address: Address) -> None:
-        """Raises AddressInUse or StartError if it can't listen there."""
-        # Not reserved: what scripts that were attached before have left in TIME_WAIT would be in the way.
-        free = probe(address)
-        server = grpc.aio.server(options=[*CONTROL_OPTIONS, ("grpc.so_reuseport", 0)])
-        add_ControlServicer_to_server(self._servicer, server)
+    @property
+    def refused(self) -> int:
+        """Calls without a valid token, so far."""
+        return self._gate.refused if self._gate is not None else 0
+
+    async def start(self, address: ControlAddress) -> None:
+        """Raises AddressInUse or StartError if it can't listen there, or its files can't be used."""
+        settings = self._settings
         try:
-            port = server.add_insecure_port(str(free))
-        except RuntimeError:
-            raise AddressInUse(str(free)) from None
+            if settings.control_tokens is not None:
+                self._gate = ControlGate(settings.control_tokens)
+            if settings.security.tls is not None and not is_local(address):
+                cert, key, _ = settings.security.tls
+                self._certificates = Certificates(cert, key)
+        except ValueError as error:
+            raise StartError(str(error)) from None
+        server = grpc.aio.server(
+            interceptors=[] if self._gate is None else [self._gate],
+            options=[*CONTROL_OPTIONS, ("grpc.so_reuseport", 0)],
+        )
+        add_ControlServicer_to_server(self._servicer, server)
+        if isinstance(address, UnixAddress):
+            self._place = SocketPlace(address.path)
+            server.add_insecure_port(self._place.target)
+            self._place.settle()
+            self.address = str(address)
+        else:
+            self.address = self._listen(server, address)
         await server.start()
         self._server = server
-        self.address = str(Address(address.host, port))
+        if self._gate is not None or self._certificates is not None:
+            self._watching = asyncio.create_task(keep_looking(self._look))
+
+    def _listen(self, server: grpc.aio.Server, address: Address) -> str:
+        # Not reserved: what scripts that were attached before have left in TIME_WAIT would be in the way.
+        free = str(probe(address))
+        try:
+            if self._certificates is None:
+                port = server.add_insecure_port(free)
+            else:
+                port = server.add_secure_port(free, self._certificates.credentials())
+        except RuntimeError:
+            raise AddressInUse(free) from None
+        return str(Address(address.host, port))
+
+    async def _look(self) -> None:
+        """Takes over what has changed in the files. In a thread: a disk may be slow."""
+        if self._certificates is not None:
+            await asyncio.to_thread(self._certificates.look)
+        if self._gate is not None and await asyncio.to_thread(self._gate.look):
+            self._gate.clear_out()
 
     def drain(self) -> None:
         """Tells all attached scripts that the coordinator is about to end."""
@@ -191,5 +253,9 @@ class ControlServer:
             attachment.drain()
 
     async def stop(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         if self._server is not None:
             await self._server.stop(0)
+        if self._place is not None:
+            self._place.close()

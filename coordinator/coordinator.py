@@ -7,15 +7,17 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Self
 
+from coordinator.access import Access
 from coordinator.client import Link
 from coordinator.running import RunningCoordinator
 from coordinator.settings import make_settings
 from manager.backend import Backend
-from manager.listen import Address
 from manager.loop import LoopThread
 from manager.participants import Participants
 from manager.proxy import B, Handle
 from protos import control_pb2
+from protos.bearer import Token
+from protos.tls import TLS
 
 
 class Coordinator(Participants[B]):
@@ -29,8 +31,8 @@ class Coordinator(Participants[B]):
         listen: ``host:port`` for participants, shared by all workers; port 0 takes any free one. Default
             127.0.0.1:50051.
         participant_proxy_factory: your subclass of ParticipantProxy.
-        control: ``host:port`` of a control API, for ``coordinator status`` and attached scripts; none by
-            default.
+        control: ``host:port`` or ``unix:PATH`` of a control API, for ``coordinator status`` and attached
+            scripts; none by default.
         settings: any other field of coordinator.settings.Settings.
 
     ``start`` raises AddressInUse if another process has an address, WorkerBootError if a worker can't start,
@@ -63,7 +65,7 @@ class Coordinator(Participants[B]):
 
     @property
     def control(self) -> str:
-        """``host:port`` of the control API; empty if it was not asked for."""
+        """``host:port`` or ``unix:PATH`` of the control API; empty if it was not asked for."""
         return self._running.control
 
     def status(self) -> control_pb2.Status:
@@ -154,17 +156,24 @@ def connect(
     address: str,
     participant_proxy_factory: Callable[[Handle], B] | None = None,
     timeout: float = 10.0,
+    *,
+    tls: TLS | bool | None = None,
+    token: Token | None = None,
 ) -> Connection[B]:
-    """Attaches to the coordinator whose control API is at ``address`` (``host:port``), once it is up.
+    """Attaches to the coordinator whose control API is at ``address``, once it is up.
+
+    ``address`` is ``host:port`` or ``unix:PATH``. ``tls`` is for one with TLS: ``TLS(ca="ca.pem")``, or True
+    to trust whom the system trusts. ``token`` is for one that asks for it (``--control-tokens``): the token
+    itself, or the Path of a file that holds it.
 
     Returns a Connection; close it, or use it as a context manager. Raises CoordinatorGone if no coordinator
-    answers within ``timeout`` seconds.
+    answers within ``timeout`` seconds, and CredentialsError if TLS or the token is in the way.
     """
-    target = str(Address.parse(address))
+    access = Access.of(address, tls, token)
     loop = LoopThread("muster-connection")
 
     async def attach() -> Link:
-        link = Link(target)
+        link = Link(access)
         await link.open(timeout)
         return link
 

@@ -5,19 +5,26 @@ Exit codes as in cli.py. What goes wrong ends a command with a sentence.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import json
 import sys
 import time
-from typing import Any, NoReturn
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 from rich.console import Console
 
+from coordinator.control_address import ControlAddress, parse
 from coordinator.settings import DEFAULT_CONTROL
-from manager.listen import Address
-from manager.options import AddressType, option
 from protos import control_pb2
+
+if TYPE_CHECKING:
+    from coordinator.access import Access
+    from protos.bearer import Metadata
 
 ANSWER_TIMEOUT = 5.0
 """Seconds that a running coordinator gets to answer."""
@@ -25,23 +32,88 @@ ANSWER_TIMEOUT = 5.0
 LOOK_INTERVAL = 0.2
 """Seconds between two looks how the draining goes."""
 
-control_option = option(
-    "--control",
-    type=AddressType(),
-    default=DEFAULT_CONTROL,
-    help="Where the coordinator is asked: what its own --control says.",
-)
+
+class ControlType(click.ParamType[ControlAddress]):
+    """``host:port`` or ``unix:PATH`` on the command line."""
+
+    name = "host:port|unix:path"
+
+    def convert(
+        self, value: str | ControlAddress, param: click.Parameter | None, ctx: click.Context | None
+    ) -> ControlAddress:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_ACCESS = [
+    click.option(
+        "--control",
+        type=ControlType(),
+        default=DEFAULT_CONTROL,
+        show_default=True,
+        envvar="MUSTER_CONTROL",
+        show_envvar=True,
+        help="Where the coordinator is asked: what its own --control says.",
+    ),
+    # Not MUSTER_CA and so on: those are a participant's, which may run on the same machine.
+    click.option(
+        "--ca",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        envvar="MUSTER_CONTROL_CA",
+        show_envvar=True,
+        help="Connect with TLS, and trust a server whose certificate is of an authority in this file (PEM).",
+    ),
+    click.option(
+        "--tls",
+        is_flag=True,
+        envvar="MUSTER_CONTROL_TLS",
+        show_envvar=True,
+        help="Connect with TLS, and trust whom the system trusts if there is no --ca.",
+    ),
+    click.option(
+        "--token-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        envvar="MUSTER_CONTROL_TOKEN_FILE",
+        show_envvar=True,
+        help="Holds the token that the coordinator asks for, if it has --control-tokens.",
+    ),
+]
+
+
+def reaching(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options by which it reaches a coordinator; it gets an Access."""
+
+    @functools.wraps(command)
+    def run(
+        control: ControlAddress, ca: Path | None, tls: bool, token_file: Path | None, **options: Any
+    ) -> None:
+        from coordinator.access import Access  # grpc loads here: --help stays fast
+        from protos.tls import TLS
+
+        command(Access(control, TLS(ca) if tls or ca is not None else None, token_file), **options)
+
+    for declare in reversed(_ACCESS):
+        run = declare(run)
+    return run
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
 @click.command()
-@control_option
+@reaching
 @json_option
-def status(control: Address, as_json: bool) -> None:
+def status(access: Access, as_json: bool) -> None:
     """Show a running coordinator: workers, participants, outcomes so far."""
     from coordinator.view import as_dict, render_status
 
-    with _Asking(control) as stub:
+    with _Asking(access) as stub:
         answer = stub.GetStatus(control_pb2.StatusRequest(), timeout=ANSWER_TIMEOUT)
     if as_json:
         click.echo(json.dumps(as_dict(answer), indent=2))
@@ -64,15 +136,15 @@ class Pairs(click.ParamType[tuple[str, str]]):
 
 
 @click.command()
-@control_option
+@reaching
 @click.option("--where", type=Pairs(), multiple=True, help="Only those with this attribute. May be repeated.")
 @json_option
-def participants(control: Address, where: tuple[tuple[str, str], ...], as_json: bool) -> None:
+def participants(access: Access, where: tuple[tuple[str, str], ...], as_json: bool) -> None:
     """List the participants that are connected now."""
     from coordinator.view import as_dict, render_participants
 
     request = control_pb2.ListParticipantsRequest(where=dict(where))
-    with _Asking(control) as stub:
+    with _Asking(access) as stub:
         pages = stub.ListParticipants(request, timeout=ANSWER_TIMEOUT)
         found = [participant for page in pages for participant in page.participants]
     if as_json:
@@ -84,14 +156,14 @@ def participants(control: Address, where: tuple[tuple[str, str], ...], as_json: 
 
 
 @click.command()
-@control_option
-def top(control: Address) -> None:
+@reaching
+def top(access: Access) -> None:
     """Watch a running coordinator live, until Ctrl-C."""
     from coordinator.view import UPDATE_INTERVAL, LiveView
 
     if not sys.stderr.isatty():
         raise click.UsageError("this needs a terminal; use `coordinator status` elsewhere")
-    with _Asking(control) as stub, contextlib.suppress(KeyboardInterrupt):
+    with _Asking(access) as stub, contextlib.suppress(KeyboardInterrupt):
         answer = stub.GetStatus(control_pb2.StatusRequest(), timeout=ANSWER_TIMEOUT)
         with LiveView() as view:
             while True:
@@ -101,29 +173,29 @@ def top(control: Address) -> None:
 
 
 @click.command()
-@control_option
+@reaching
 @click.option(
     "--grace",
     type=click.FloatRange(0),
     metavar="SECONDS",
     help="How long running calls may go on.  [default: as `coordinator start --grace` says]",
 )
-def drain(control: Address, grace: float | None) -> None:
+def drain(access: Access, grace: float | None) -> None:
     """Let running calls finish, send participants away, and end the coordinator. Returns when it is gone."""
-    _end(control, grace)
+    _end(access, grace)
 
 
 @click.command()
-@control_option
-def stop(control: Address) -> None:
+@reaching
+def stop(access: Access) -> None:
     """End the coordinator at once: running calls are cut off. Returns when it is gone."""
-    _end(control, 0.0)
+    _end(access, 0.0)
 
 
-def _end(control: Address, grace: float | None) -> None:
+def _end(access: Access, grace: float | None) -> None:
     import grpc
 
-    with _Asking(control) as stub:
+    with _Asking(access) as stub:
         reply = stub.Drain(control_pb2.DrainRequest(grace_seconds=grace), timeout=ANSWER_TIMEOUT)
         if reply.calls and reply.grace_seconds:
             click.echo(f"{reply.calls} running calls have {reply.grace_seconds:g} s to finish")
@@ -133,12 +205,12 @@ def _end(control: Address, grace: float | None) -> None:
         except grpc.RpcError as error:
             if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 raise
-    click.echo(f"the coordinator at {control} (pid {reply.pid}) has stopped")
+    click.echo(f"the coordinator at {access} (pid {reply.pid}) has stopped")
 
 
 @click.command("restart-workers")
-@control_option
-def restart_workers(control: Address) -> None:
+@reaching
+def restart_workers(access: Access) -> None:
     """Drain all workers and start them again, one after the other.
 
     Running calls finish, and participants move to the other workers. A training that runs meanwhile notices
@@ -146,7 +218,7 @@ def restart_workers(control: Address) -> None:
     """
     import grpc
 
-    with _Asking(control) as stub:
+    with _Asking(access) as stub:
         # So that it is known that there was somebody, should nobody be there later.
         total = len(stub.GetStatus(control_pb2.StatusRequest(), timeout=ANSWER_TIMEOUT).workers)
         done = 0
@@ -157,7 +229,7 @@ def restart_workers(control: Address) -> None:
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 fail(
-                    f"the coordinator at {control} has ended, or can't be reached any more, when {done} of "
+                    f"the coordinator at {access} has ended, or can't be reached any more, when {done} of "
                     f"{total} workers were up again"
                 )
             raise
@@ -169,35 +241,59 @@ COMMANDS = [status, participants, top, drain, stop, restart_workers]
 class _Asking:
     """A stub of the control API; what goes wrong ends the command with a sentence."""
 
-    def __init__(self, control: Address) -> None:
-        self._control = control
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     def __enter__(self) -> Any:
-        import grpc
+        from coordinator.errors import CredentialsError
 
-        from coordinator.control import CONTROL_OPTIONS
-        from protos.control_pb2_grpc import ControlStub
-
-        self._channel = grpc.insecure_channel(str(self._control), options=CONTROL_OPTIONS)
-        return ControlStub(self._channel)
+        try:
+            metadata = self._access.metadata()
+            self._channel = self._access.blocking_channel()
+        except CredentialsError as error:
+            raise click.UsageError(str(error)) from None
+        return _Stub(self._channel, metadata)
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         import grpc
 
         self._channel.close()
         if isinstance(error, grpc.RpcError):
-            code = error.code() if hasattr(error, "code") else None
-            if code is grpc.StatusCode.UNAVAILABLE:
-                fail(f"no coordinator answers at {self._control}; is `coordinator start` running?")
-            if code is grpc.StatusCode.CANCELLED:
-                fail(f"the coordinator at {self._control} has ended before it could answer")
-            if code is grpc.StatusCode.UNIMPLEMENTED:
-                fail(f"{self._control} is not a control address (participants connect there?)")
-            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                fail(f"the coordinator at {self._control} did not answer within {ANSWER_TIMEOUT:g} s")
-            if code is grpc.StatusCode.FAILED_PRECONDITION:
-                fail(f"the coordinator at {self._control} refuses: {error.details()}")
-            fail(f"the coordinator at {self._control} could not answer: {error}")
+            fail(self._words(error))
+
+    def _words(self, error: Any) -> str:
+        from grpc import StatusCode
+
+        access, code = self._access, error.code() if hasattr(error, "code") else None
+        if code is StatusCode.UNAVAILABLE and (diagnosis := asyncio.run(access.diagnose())):
+            return f"can't connect to the coordinator at {access}: {diagnosis}"
+        words = {
+            StatusCode.UNAVAILABLE: f"no coordinator answers at {access}; is `coordinator start` running?",
+            StatusCode.CANCELLED: f"the coordinator at {access} has ended before it could answer",
+            StatusCode.UNIMPLEMENTED: f"{access} is not a control address (participants connect there?)",
+            StatusCode.DEADLINE_EXCEEDED: (
+                f"the coordinator at {access} did not answer within {ANSWER_TIMEOUT:g} s"
+            ),
+            StatusCode.FAILED_PRECONDITION: f"the coordinator at {access} refuses: {error.details()}",
+            StatusCode.UNAUTHENTICATED: (
+                f"the coordinator at {access} refuses this command: {error.details()} "
+                f"(--token-file gives it one)"
+            ),
+        }
+        return words.get(cast(StatusCode, code), f"the coordinator at {access} could not answer: {error}")
+
+
+class _Stub:
+    """The methods of the control API, each with this metadata."""
+
+    def __init__(self, channel: Any, metadata: Metadata) -> None:
+        from protos.control_pb2_grpc import ControlStub
+
+        self._stub = ControlStub(channel)
+        self._metadata = metadata
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(getattr(self._stub, name), metadata=self._metadata)
 
 
 def fail(text: str) -> NoReturn:

@@ -13,6 +13,7 @@ from pathlib import Path
 import zmq
 from google.protobuf.message import DecodeError
 
+from coordinator.unix_socket import MAX_PATH
 from manager.errors import StartError
 from manager.link_keys import ZAP_DOMAIN, CoordinatorKeys
 from manager.listen import Address
@@ -22,9 +23,6 @@ from protos import link_pb2
 from protos.frames import Buffer, MalformedFramesError, Shared, check_report, unpack
 
 log = logging.getLogger("muster.coordinator")
-
-MAX_SOCKET_PATH = 107
-"""Bytes that a Unix socket's path may have on Linux."""
 
 Payloads = Sequence[Buffer | Shared]
 
@@ -93,7 +91,7 @@ class Router:
     # Where it is bound
 
     def _bind(self, path: Path) -> str:
-        if len(str(path).encode()) > MAX_SOCKET_PATH:
+        if len(str(path).encode()) > MAX_PATH:
             raise StartError(f"the path of the run directory is too long for a socket in it: {path}")
         try:
             self._socket.socket.bind(f"ipc://{path}")

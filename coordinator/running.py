@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
-from coordinator.control import ControlServer
+from coordinator.control import ControlServer, check
 from coordinator.downlink import State as LinkState
 from coordinator.rolling import RollingRestart
 from coordinator.run_dir import InUseError, RunDir, State, default_path
@@ -27,7 +27,7 @@ from coordinator.workers import Workers
 from manager.call import OutcomeKind
 from manager.dispatcher import Dispatcher
 from manager.errors import AddressInUse, StartError
-from manager.listen import Address, Reservation, hold, probe, reserve
+from manager.listen import Address, Reservation, hold, reserve
 from manager.reducers import check_allowed
 from manager.usage import resident_bytes
 from protos import control_pb2
@@ -66,7 +66,7 @@ class RunningCoordinator:
 
     @property
     def control(self) -> str:
-        """``host:port`` of the control server; empty if there is none."""
+        """Where the control server listens; empty if there is none."""
         return self._control.address if self._control is not None else ""
 
     @property
@@ -89,8 +89,7 @@ class RunningCoordinator:
             settings.security.verify()  # said once, and not by each worker
             if (warning := settings.security.warning(settings.listen)) is not None:
                 log.warning(warning)
-            if settings.control is not None:
-                probe(settings.control)  # so that nobody waits for workers in vain
+            check(settings)
             listen, earlier = self._settle_down()
             current = earlier.version == version("muster")
             self.listen = str(listen)
@@ -255,6 +254,7 @@ class RunningCoordinator:
             turned_away=self.workers.turned_away
             + sum(worker.heartbeat.turned_away for worker in self.workers.workers),
             unauthenticated=sum(worker.heartbeat.unauthenticated for worker in self.workers.workers),
+            refused_scripts=self._control.refused if self._control is not None else 0,
             link_errors=self.workers.link_errors,
             counters=control_pb2.Counters(
                 results=counters[OutcomeKind.RESULT],

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coordinator.control_address import ControlAddress, is_local
+from coordinator.control_address import parse as parse_control
 from manager.limits import Limits
 from manager.listen import CAN_SHARE_PORT, Address
 from manager.logs import LOG_FORMATS, LOG_LEVELS
@@ -27,7 +29,8 @@ class Settings:
 
     workers: int = field(default_factory=default_workers)
     listen: Address = field(default_factory=lambda: Address.parse(DEFAULT_LISTEN))
-    control: Address | None = None
+    control: ControlAddress | None = None
+    control_tokens: Path | None = None  # scripts and commands need a token of this file (manager/tokens.py)
     link: str = "ipc"  # or tcp://host:port, with link_keys
     link_keys: Path | None = None  # a directory, as `coordinator certs` makes it
     share_port: bool = CAN_SHARE_PORT
@@ -53,10 +56,7 @@ class Settings:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         self.security.check(self.listen)
-        if self.control is not None and self.control.port and self.control == self.listen:
-            raise ValueError(
-                f"participants and scripts can't both use {self.listen}; take another control port"
-            )
+        self._check_control()
         if not self.share_port and self.listen.port + self.workers - 1 > 65535:
             raise ValueError(
                 f"{self.workers} workers need consecutive ports, and {self.listen} is too near 65535"
@@ -77,6 +77,32 @@ class Settings:
         if self.log_format not in LOG_FORMATS:
             raise ValueError(f"log_format must be one of {', '.join(LOG_FORMATS)}, not {self.log_format!r}")
         _check_link(self.link, self.link_keys)
+
+    def _check_control(self) -> None:
+        control = self.control
+        if control is None:
+            if self.control_tokens is not None:
+                raise ValueError("control_tokens are of no use without control")
+            return
+        if control == self.listen and self.listen.port:
+            raise ValueError(
+                f"participants and scripts can't both use {self.listen}; take another control port"
+            )
+        self._check_tokens()
+        if is_local(control) or (self.security.tls is not None and self.control_tokens is not None):
+            return
+        raise ValueError(
+            f"--control {control} lets other machines control the coordinator: that needs --tls-cert and "
+            f"--tls-key (`coordinator certs` makes some to begin with) and --control-tokens (`coordinator "
+            f"tokens` writes them); or let it be a loopback address, or unix:PATH"
+        )
+
+    def _check_tokens(self) -> None:
+        ours, theirs = self.control_tokens, self.security.tokens
+        if ours is not None and theirs is not None and ours.resolve() == Path(theirs).resolve():
+            raise ValueError(
+                f"--tokens and --control-tokens are both {ours}: participants could control the coordinator"
+            )
 
 
 def _check_link(link: str, keys: Path | None) -> None:
@@ -99,7 +125,8 @@ def make_settings(**options: Any) -> Settings:
     """Settings from keyword arguments, in which addresses and paths may be strings, None the default."""
     for name, parse in (
         ("listen", Address.parse),
-        ("control", Address.parse),
+        ("control", parse_control),
+        ("control_tokens", Path),
         ("run_dir", Path),
         ("link_keys", Path),
     ):

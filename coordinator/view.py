@@ -151,6 +151,7 @@ def render_status(status: control_pb2.Status, load: CpuLoad | None = None) -> Re
         ("moving", status.moving),
         ("turned away", status.turned_away),
         ("unauthenticated", status.unauthenticated),
+        ("refused scripts", status.refused_scripts),
         ("link errors", status.link_errors),
     ):
         if count:

@@ -15,10 +15,9 @@ from manager.errors import StartError
 from manager.gate import Gate
 from manager.limits import Limits
 from manager.listen import Address
-from manager.logs import Sparingly
 from manager.security import Security
 from manager.servicer import Servicer
-from manager.watched import LOOK_INTERVAL, log
+from manager.watched import keep_looking
 from protos.chunks import MAX_FRAME_SIZE
 
 MIN_PING_INTERVAL = 5.0
@@ -104,7 +103,7 @@ class Endpoint:
             raise StartError(text) from error
         await self._server.start()
         if self._certificates is not None or self._gate is not None:
-            self._watching = asyncio.create_task(self._watch())
+            self._watching = asyncio.create_task(keep_looking(self._look))
         return Address(address.host, port)
 
     def _secure(self, security: Security) -> None:
@@ -115,18 +114,8 @@ class Endpoint:
             file = None if tokens is None else fspath(tokens)
             self._gate = Gate(self._servicer, file, certificates=by_certificate)
 
-    async def _watch(self) -> None:
-        """Takes over what changes in the files."""
-        sparing = Sparingly(log)
-        while True:
-            await asyncio.sleep(LOOK_INTERVAL)
-            try:
-                await self._look()
-            except Exception:  # whatever it is, the next look must follow: tokens may be revoked
-                sparing.exception("look", "can't look whether certificates or tokens have changed")
-
     async def _look(self) -> None:
-        """In a thread: a disk may be slow."""
+        """Takes over what has changed in the files. In a thread: a disk may be slow."""
         if self._certificates is not None:
             await asyncio.to_thread(self._certificates.look)
         if self._gate is not None and await asyncio.to_thread(self._gate.look):

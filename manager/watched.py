@@ -7,10 +7,13 @@ stayed the same for a look. What can't be read then is logged once, and what was
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, Generic, TypeVar
+
+from manager.logs import Sparingly
 
 T = TypeVar("T")
 
@@ -58,6 +61,17 @@ class Watched(Generic[T]):
 
     def _stamps(self) -> list[_Stamp]:
         return [_stamp(file) for file in self._files]
+
+
+async def keep_looking(look: Callable[[], Awaitable[None]]) -> None:
+    """Looks every LOOK_INTERVAL, until it is cancelled."""
+    sparing = Sparingly(log)
+    while True:
+        await asyncio.sleep(LOOK_INTERVAL)
+        try:
+            await look()
+        except Exception:  # whatever it is, the next look must follow: tokens may be revoked
+            sparing.exception("look", "can't look whether certificates or tokens have changed")
 
 
 def _stamp(file: Path) -> _Stamp:

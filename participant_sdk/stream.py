@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -23,15 +22,13 @@ from participant_sdk.errors import ConnectionClosed, ParticipantError, ProtocolE
 from participant_sdk.status import error_of, needs_diagnosis
 from protos import stream_pb2
 from protos.chunks import Assembler, Pieces, in_memory, in_one_buffer, read_chunk
+from protos.ending import Ending
 from protos.envelope import MalformedMessageError
 from protos.sliced import ReceivedMessage
 from protos.tls import diagnose
 
 LEAVE_TIMEOUT: Final = 3.0
 """Seconds that a goodbye may take before the stream is cut off."""
-
-_VERDICT_TIMEOUT: Final = 1.0
-_MASKED: Final = "Internal error from Core"
 
 _CHUNK: Final = bytes([stream_pb2.ServerMessage.CHUNK_FIELD_NUMBER << 3 | 2])
 """What a chunk begins with (PROTOCOL.md A.2)."""
@@ -62,8 +59,7 @@ class Stream:
         self._call: grpc.aio.StreamStreamCall[bytes, bytes] | None = self._channel.stream_stream(CONNECT)(
             metadata=self._shown
         )
-        self._status: asyncio.Future[tuple[grpc.StatusCode, str]] = asyncio.get_running_loop().create_future()
-        self._call.add_done_callback(self._note_status)
+        self._verdict = Ending(self._call)
         self._assembler: Assembler[bytes | memoryview] = Assembler(in_one_buffer if slicing else in_memory)
         self._turn_to_write = asyncio.Lock()
         self._reading: asyncio.Task[ReceivedMessage] | None = None
@@ -214,11 +210,7 @@ class Stream:
         return self._error
 
     async def _find_out_why(self) -> ParticipantError:
-        try:
-            async with asyncio.timeout(_VERDICT_TIMEOUT):
-                code, details = await asyncio.shield(self._status)
-        except TimeoutError:
-            code, details = grpc.StatusCode.UNAVAILABLE, "the stream broke"
+        code, details = await self._verdict.wait()
         diagnosis = None
         if needs_diagnosis(code, details) and (where := host_and_port(self.address)) is not None:
             diagnosis = await diagnose(*where, self._credentials.tls)
@@ -229,23 +221,3 @@ class Stream:
         self._writing.discard(task)
         if not task.cancelled():
             task.exception()  # seen, also where the writer was cancelled and nobody else looks
-
-    def _note_status(self, call: Any) -> None:
-        # A write that fails because the coordinator has ended the call overwrites the call's true status with
-        # an INTERNAL of gRPC's own, before anybody can await it. This callback sees the true one in time.
-        if self._status.done():
-            return
-        details = _value_of(call.details()) or ""
-        if details != _MASKED:
-            self._status.set_result((_value_of(call.code()), details))
-
-
-def _value_of(ready: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that has nothing to wait for."""
-    try:
-        ready.send(None)
-    except StopIteration as stop:
-        value: T = stop.value
-        return value
-    ready.close()
-    raise RuntimeError("the call has no status yet")

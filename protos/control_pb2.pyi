@@ -155,6 +155,7 @@ class Status(google.protobuf.message.Message):
     TURNED_AWAY_FIELD_NUMBER: builtins.int
     LINK_ERRORS_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    REFUSED_SCRIPTS_FIELD_NUMBER: builtins.int
     UNAUTHENTICATED_FIELD_NUMBER: builtins.int
     version: builtins.str
     listen: builtins.str
@@ -179,6 +180,8 @@ class Status(google.protobuf.message.Message):
     link_errors: builtins.int
     """messages on the link that could not be read, and hellos refused, so far"""
     draining: builtins.bool
+    refused_scripts: builtins.int
+    """calls of scripts and commands without a valid token, so far"""
     unauthenticated: builtins.int
     """participants refused or cut off because of their credentials, so far"""
     @property
@@ -207,10 +210,11 @@ class Status(google.protobuf.message.Message):
         turned_away: builtins.int = ...,
         link_errors: builtins.int = ...,
         draining: builtins.bool = ...,
+        refused_scripts: builtins.int = ...,
         unauthenticated: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["counters", b"counters"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attached", b"attached", "busy", b"busy", "calls", b"calls", "control", b"control", "counters", b"counters", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "leased", b"leased", "link_errors", b"link_errors", "listen", b"listen", "moving", b"moving", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "uptime_seconds", b"uptime_seconds", "version", b"version", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attached", b"attached", "busy", b"busy", "calls", b"calls", "control", b"control", "counters", b"counters", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "leased", b"leased", "link_errors", b"link_errors", "listen", b"listen", "moving", b"moving", "participants", b"participants", "pid", b"pid", "refused_scripts", b"refused_scripts", "rss_bytes", b"rss_bytes", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "uptime_seconds", b"uptime_seconds", "version", b"version", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
 
 Global___Status: typing_extensions.TypeAlias = Status
 

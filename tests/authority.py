@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and files of what it has issued."""
+"""Certificates and tokens for tests: an authority, and files of what was issued."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import trustme
+from click.testing import CliRunner
+
+from coordinator import cli
 
 PAST = {"not_before": datetime(2000, 1, 1), "not_after": datetime(2001, 1, 1)}
 FUTURE = {"not_before": datetime(2900, 1, 1), "not_after": datetime(2901, 1, 1)}
@@ -66,3 +69,28 @@ def written(certificate: trustme.LeafCert, stem: Path) -> Pair:
     Path(pair.cert).write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
     certificate.private_key_pem.write_to_path(pair.key)
     return pair
+
+
+class Tokens:
+    """A file of tokens, and those that were issued, by name."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / "tokens"
+        self.file.touch()
+        self.issued: dict[str, str] = {}
+
+    @property
+    def option(self) -> str:
+        return f"--tokens={self.file}"
+
+    def issue(self, *names: str) -> None:
+        for name in names:
+            self.issued[name] = self.run("issue", name).strip()
+
+    def revoke(self, name: str) -> None:
+        self.run("revoke", name)
+
+    def run(self, *arguments: str) -> str:
+        result = CliRunner().invoke(cli.main, ["tokens", *arguments, f"--file={self.file}"])
+        assert result.exit_code == 0, result.output
+        return result.stdout

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.access import Access
 from coordinator.client import Link
 from coordinator.writer import BatchWriter
 from manager.call import OutcomeKind
@@ -28,7 +29,7 @@ class Harness:
 
     def __init__(self) -> None:
         self.batches: list[control_pb2.ClientBatch] = []
-        self.link = Link("nowhere:1")
+        self.link = Link(Access.of("nowhere:1", None, None))
         self.link._writer = BatchWriter(control_pb2.ClientBatch, self._write, on_error=self._fail)
         self.members: list[Member] = [make_member(key) for key in range(1, 4)]
 

@@ -19,13 +19,12 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from click.testing import CliRunner
 
-from coordinator import Coordinator, cli, connect
+from coordinator import Coordinator, connect
 from manager import Security, create_participant_manager
 from manager.gate import Gate
 from protos import messages, stream_pb2
-from tests.authority import FUTURE, PAST, Authority, Pair
+from tests.authority import FUTURE, PAST, Authority, Pair, Tokens
 from tests.fuzz import strangers
 from tests.process.running import BIN, Process, RunningCoordinator, run, start_coordinator
 from tests.support import CONNECT, PATIENCE, Device, Devices, eventually, instruction
@@ -38,31 +37,6 @@ INVALID = "the token is not valid, or not any more"
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
-
-
-class Tokens:
-    """A file of tokens, and those that were issued, by name."""
-
-    def __init__(self, directory: Path) -> None:
-        self.file = directory / "tokens"
-        self.file.touch()
-        self.issued: dict[str, str] = {}
-
-    @property
-    def option(self) -> str:
-        return f"--tokens={self.file}"
-
-    def issue(self, *names: str) -> None:
-        for name in names:
-            self.issued[name] = self.run("issue", name).strip()
-
-    def revoke(self, name: str) -> None:
-        self.run("revoke", name)
-
-    def run(self, *arguments: str) -> str:
-        result = CliRunner().invoke(cli.main, ["tokens", *arguments, f"--file={self.file}"])
-        assert result.exit_code == 0, result.output
-        return result.stdout
 
 
 @pytest.fixture
