@@ -25,6 +25,7 @@ from benchmarks.calls import Calls, payload_message, quantiles, tensor_message
 from benchmarks.measure import cpu_seconds
 from benchmarks.meter import Meter, say
 from coordinator import aio
+from manager.security import Security
 
 
 async def _say_status(coordinator: aio.Coordinator[aio.ParticipantProxy], calls: Calls) -> None:
@@ -57,7 +58,8 @@ async def drive(args: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    made = aio.Coordinator[aio.ParticipantProxy](workers=args.workers, listen=args.listen)
+    security = Security(tls_cert=args.tls_cert, tls_key=args.tls_key, tls_client_ca=args.tls_client_ca)
+    made = aio.Coordinator[aio.ParticipantProxy](workers=args.workers, listen=args.listen, security=security)
     async with made as coordinator:
         workers = [worker.pid for worker in (await coordinator.status()).workers]
         say({"listen": coordinator.listen, "pid": os.getpid(), "workers": workers})
@@ -110,6 +112,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0, help="seconds counted; 0: until SIGTERM")
     parser.add_argument("--rounds", type=int, default=0, help="calls to all, then none; 0: no limit")
     parser.add_argument("--latencies", action="store_true", help="note those of awaited calls, for SIGUSR1")
+    for name in ("--tls-cert", "--tls-key", "--tls-client-ca"):
+        parser.add_argument(name, help="as of `coordinator start`")
     parser.add_argument("--round-times", action="store_true", help="tell at the end when each call ran")
     uvloop.run(drive(parser.parse_args()))
 

@@ -17,9 +17,9 @@ from coordinator import connect
 from participant_sdk import TLS, ConnectionLost, Participant, client
 from participant_sdk.participant import run_all
 from protos import stream_pb2
-from tests.authority import PAST, Authority
+from tests.authority import PAST, Authority, Tokens
 from tests.process.running import start_coordinator
-from tests.process.test_security import Tokens, credentials, echoes, ended, hello
+from tests.process.test_security import credentials, echoes, ended, hello
 from tests.support import PATIENCE, Devices, eventually, instruction
 
 
