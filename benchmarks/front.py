@@ -16,6 +16,7 @@ import itertools
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -31,10 +32,9 @@ class Pipe(asyncio.Protocol):
         self._waiting: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         for data in self._waiting:
-            transport.write(data)
+            self.transport.write(data)
         self._waiting.clear()
 
     def send(self, data: bytes) -> None:
