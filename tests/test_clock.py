@@ -1,7 +1,7 @@
 """Decisions run on the monotonic clock alone: a clock that is set, or that jumps, changes none of them.
 
 Wall clocks may be read only where people read the time: in the formats of log lines, and where a certificate
-is out of date by this machine's clock.
+is made, or is out of date by this machine's clock.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ WALL_CLOCKS = {
 }
 """Module and name. ``timedelta`` and ``UTC`` are no clocks."""
 
-FOR_PEOPLE = {"participant_sdk/logs.py", "manager/logs.py", "protos/tls.py"}
-"""Files that tell people the time, in log lines or beside a certificate's, and decide nothing by it."""
+FOR_PEOPLE = {
+    "participant_sdk/logs.py",
+    "manager/logs.py",
+    "protos/tls.py",
+    "coordinator/authority.py",
+    "coordinator/certs.py",
+}
+"""Files that tell people the time, in log lines or beside a certificate's, or date certificates, and decide
+nothing by it that happens between processes."""
 
 MISLEADING = {"os.utime", "st_mtime", "st_ctime", "st_atime", "create_time"}
 """Other ways to come by a wall-clock time."""
