@@ -20,6 +20,7 @@ from rich.console import Console
 
 from coordinator.control_address import ControlAddress, parse
 from coordinator.settings import DEFAULT_CONTROL
+from manager.options import ParamType
 from protos import control_pb2
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ LOOK_INTERVAL = 0.2
 """Seconds between two looks how the draining goes."""
 
 
-class ControlType(click.ParamType[ControlAddress]):
+class ControlType(ParamType[ControlAddress]):
     """``host:port`` or ``unix:PATH`` on the command line."""
 
     name = "host:port|unix:path"
@@ -121,7 +122,7 @@ def status(access: Access, as_json: bool) -> None:
         Console().print(render_status(answer))
 
 
-class Pairs(click.ParamType[tuple[str, str]]):
+class Pairs(ParamType[tuple[str, str]]):
     name = "key=value"
 
     def convert(

@@ -23,6 +23,10 @@ from manager.errors import MusterError, StartError
 from manager.listen import Address
 
 
+VERSION = version("muster")
+"""Of this process: a newer one may be installed while it runs."""
+
+
 class InUseError(MusterError):
     """A coordinator that lives holds the directory."""
 
@@ -103,7 +107,7 @@ class RunDir:
 
     def record(self, workers: Sequence[Recorded]) -> None:
         """Records who is in which slot, wholly or not at all. Raises OSError."""
-        state = State(*self._listen, version("muster"), tuple(workers))
+        state = State(*self._listen, VERSION, tuple(workers))
         new = self._state.with_suffix(".new")
         new.write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         new.replace(self._state)

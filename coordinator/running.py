@@ -13,14 +13,13 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
 from coordinator.control import ControlServer, check
 from coordinator.downlink import State as LinkState
 from coordinator.rolling import RollingRestart
-from coordinator.run_dir import InUseError, RunDir, State, default_path
+from coordinator.run_dir import VERSION, InUseError, RunDir, State, default_path
 from coordinator.settings import Settings
 from coordinator.supervisor import ALL_GIVEN_UP, STOP_SLACK, Slot, Supervisor
 from coordinator.workers import Workers
@@ -91,7 +90,7 @@ class RunningCoordinator:
                 log.warning(warning)
             check(settings)
             listen, earlier = self._settle_down()
-            current = earlier.version == version("muster")
+            current = earlier.version == VERSION
             self.listen = str(listen)
             import_from = _import_from(settings.reducers)
             run_dir = cast(RunDir, self._run_dir)
@@ -236,7 +235,7 @@ class RunningCoordinator:
         pool, calls = dispatcher.pool, dispatcher.calls
         counters = calls.counters
         return control_pb2.Status(
-            version=version("muster"),
+            version=VERSION,
             listen=", ".join(self.addresses),
             control=self.control,
             pid=os.getpid(),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +18,16 @@ from manager.security import Security
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+if TYPE_CHECKING:
+    from click import ParamType as ParamType
+else:
+
+    class ParamType(click.ParamType):
+        """Click's own, which takes a type in brackets only from version 8.4 on."""
+
+        def __class_getitem__(cls, _type):
+            return cls
+
 
 def option(*names: str, **settings: Any) -> Callable[[F], F]:
     """``click.option`` that can also be set by MUSTER_<NAME> in the environment."""
@@ -27,7 +37,7 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 
-class AddressType(click.ParamType[Address]):
+class AddressType(ParamType[Address]):
     """``host:port`` on the command line."""
 
     name = "host:port"
@@ -43,7 +53,7 @@ class AddressType(click.ParamType[Address]):
             self.fail(str(error), param, ctx)
 
 
-class WindowType(click.ParamType[tuple[float, float]]):
+class WindowType(ParamType[tuple[float, float]]):
     """Two times on the command line, as in 10-60."""
 
     name = "low-high"
@@ -65,7 +75,7 @@ class WindowType(click.ParamType[tuple[float, float]]):
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
-class SizeType(click.ParamType[int]):
+class SizeType(ParamType[int]):
     """A number of bytes on the command line: 1000000, 64MiB, 2GiB."""
 
     name = "size"

@@ -224,7 +224,7 @@ def _dtype_name(name: str, dtype: npt.DTypeLike | str) -> str:
 
 def _widen(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     """float32 from the bit patterns of bfloat16: its upper half."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _narrow(array: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
