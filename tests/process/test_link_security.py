@@ -205,7 +205,7 @@ def killed(
     tmp_path: Path, keys: Path, devices: Devices
 ) -> Iterator[tuple[RunningCoordinator, list[str], list[dict[str, Any]]]]:
     """One with a participant per worker; the options to start it again with, and its workers."""
-    options = ["--workers=2", f"--run-dir={tmp_path / 'run'}", f"--link-keys={keys}"]
+    options = ["--workers=2", "--orphan-grace=90", f"--run-dir={tmp_path / 'run'}", f"--link-keys={keys}"]
     first = RunningCoordinator(tmp_path / "first.log", *options, "--link=tcp://127.0.0.1:0")
     workers = first.children()
     try:
