@@ -22,7 +22,6 @@ from coordinator.private import NotPrivateError, directory, lock
 from manager.errors import MusterError, StartError
 from manager.listen import Address
 
-
 VERSION = version("muster")
 """Of this process: a newer one may be installed while it runs."""
 
