@@ -76,7 +76,10 @@ def agreed(token: Identity | None, certificate: str | None) -> Identity | None:
     if token is None:
         return None if certificate is None else Identity(certificate)
     if certificate is not None and certificate != token.name:
-        raise UnauthenticatedError("the token and the certificate are not the same participant's")
+        raise UnauthenticatedError(
+            f"the token is that of {printable(token.name)} and the certificate that of "
+            f"{printable(certificate)}; both must be the same participant's"
+        )
     return token
 
 

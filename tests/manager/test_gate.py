@@ -184,7 +184,7 @@ async def test_with_both_the_names_must_be_the_same(file: Path) -> None:
     thief = await guarded.comes(shown(B), name="a")
     assert thief.status == (
         grpc.StatusCode.UNAUTHENTICATED,
-        "the token and the certificate are not the same participant's",
+        "the token is that of b and the certificate that of a; both must be the same participant's",
     )
     without = await guarded.comes(name="a")
     assert without.status == (grpc.StatusCode.UNAUTHENTICATED, ABSENT)

@@ -106,7 +106,7 @@ def test_a_token_or_a_certificate_alone_is_enough() -> None:
 
 def test_both_must_be_the_same_participants() -> None:
     assert agreed(OF_A, "a") == OF_A
-    with pytest.raises(UnauthenticatedError, match="not the same participant's"):
+    with pytest.raises(UnauthenticatedError, match="that of a and the certificate that of b; both must"):
         agreed(OF_A, "b")
 
 
