@@ -1,21 +1,26 @@
 # Everything here sets up what it needs, into .venv (and .venv-protos for the code generator).
 #
-#   make demo    train on handwritten digits with a local cluster
-#   make test    all tests
-#   make check   format, lint, types, generated code, import directions
-#   make bench   the benchmarks (needs g++)
-#   make protos  generate code from protos/*.proto
-#   make format  format the code
+#   make demo         train on handwritten digits with a local cluster
+#   make demo-secure  the same with mutual TLS and tokens
+#   make test         all tests
+#   make check        format, lint, types, generated code, import directions
+#   make bench        the benchmarks (needs g++)
+#   make protos       generate code from protos/*.proto
+#   make format       format the code
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := stream link control
 
-.PHONY: demo test check bench protos check-protos format clean
+.PHONY: demo demo-secure test check bench protos check-protos format clean
 
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" honcho start
+
+demo-secure: $(VENV)/.installed
+	$(BIN)/python -m examples.digits.secure
+	PATH="$(CURDIR)/$(BIN):$$PATH" honcho --procfile Procfile.secure start
 
 test: $(VENV)/.installed
 	$(BIN)/pytest

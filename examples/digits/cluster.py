@@ -1,18 +1,20 @@
 """The cluster, as a script sees it that was started at the same time.
 
-Decides which participants are ours, and how long a script waits for the coordinator and for them.
+Decides which participants are ours, how a script is told where the coordinator is and whether it needs
+credentials there, and how long it waits for the coordinator and for them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 import coordinator
-from coordinator import Cohort, Connection, CoordinatorGone, NotEnoughParticipants, ParticipantProxy
+from coordinator import TLS, Cohort, Connection, CoordinatorGone, NotEnoughParticipants, ParticipantProxy
 from examples.digits import data
 from examples.digits.show import Display
 
@@ -40,10 +42,24 @@ def options(command: Command) -> Command:
         [
             click.option(
                 "--connect",
-                metavar="HOST:PORT",
+                metavar="HOST:PORT|unix:PATH",
                 default="127.0.0.1:50050",
                 envvar="MUSTER_CONTROL",
                 help="The coordinator's control address.",
+            ),
+            click.option(
+                "--ca",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                envvar="MUSTER_CONTROL_CA",
+                help="Connect with TLS, and trust a coordinator whose certificate is of a CA in this file.",
+            ),
+            click.option(
+                "--token-file",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                envvar="MUSTER_CONTROL_TOKEN_FILE",
+                help="Holds the token that the coordinator asks for, if it has --control-tokens.",
             ),
             click.option("--rounds", type=click.IntRange(1), default=20, help="How many rounds of training."),
             click.option(
@@ -58,14 +74,15 @@ def options(command: Command) -> Command:
     return command
 
 
-def attach(address: str, display: Display) -> Connection[Trainer]:
-    """Attaches to the coordinator, which may still be on its way up."""
+def attach(address: str, ca: Path | None, token_file: Path | None, display: Display) -> Connection[Trainer]:
+    """Attaches to the coordinator, which may still be on its way up. Paths are as the options say."""
+    tls = None if ca is None else TLS(ca)
     deadline = time.monotonic() + START_TIMEOUT
     display.begin("coordinator", total=1)
     display.say(f"attaching to the coordinator at {address}")
     while True:
         try:
-            return coordinator.connect(address, Trainer)
+            return coordinator.connect(address, Trainer, tls=tls, token=token_file)
         except CoordinatorGone:
             if time.monotonic() > deadline:
                 raise

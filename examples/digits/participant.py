@@ -7,6 +7,7 @@ they train, with which settings, and what becomes of the result is the training 
 
 A real device runs one participant, with the data that it has. Here each process runs several, and the
 environment variable DIGITS_SHARDS says with which shards: "0-4" is the first five; all, if it is not set.
+``hospital`` in place of ``participants`` is one participant with all of them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,20 @@ def participants() -> list[Participant]:
     return [make_participant(number, examples.take(shards[number])) for number in shards_of_this_process()]
 
 
-def make_participant(number: int, examples: data.Examples) -> Participant:
-    """A participant that holds these examples."""
-    participant = Participant(f"digits-{number:02}", {"task": "digits", "examples": str(len(examples))})
+def hospital() -> Participant:
+    """One participant for all shards of this process. Who it is, its certificate or token says."""
+    examples, _ = data.load()
+    shards, ours = data.split(examples.labels), shards_of_this_process()
+    held = np.concatenate([shards[number] for number in ours])
+    return make_participant(ours[0], examples.take(held), participant_id="")
+
+
+def make_participant(number: int, examples: data.Examples, participant_id: str | None = None) -> Participant:
+    """A participant that holds these examples. It is named by its number, which also seeds its training,
+    unless it is given another id."""
+    if participant_id is None:
+        participant_id = f"digits-{number:02}"
+    participant = Participant(participant_id, {"task": "digits", "examples": str(len(examples))})
 
     @participant.on("train")
     def train(instruction: Instruction) -> Result:

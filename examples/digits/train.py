@@ -39,14 +39,21 @@ from examples.digits.show import Display
     help="Directory for the plot.",
 )
 def main(
-    connect: str, rounds: int, participants: int, per_round: int | None, collect: bool, out: Path
+    connect: str,
+    ca: Path | None,
+    token_file: Path | None,
+    rounds: int,
+    participants: int,
+    per_round: int | None,
+    collect: bool,
+    out: Path,
 ) -> None:
     """Train on handwritten digits that lie with the participants, and stay there.
 
     Every option can also be set in the environment, such as DIGITS_ROUNDS=5.
     """
     try:
-        with Display() as display, cluster.attach(connect, display) as connection:
+        with Display() as display, cluster.attach(connect, ca, token_file, display) as connection:
             cluster.wait_for(participants, connection, display)
             accuracies = train(connection, rounds, per_round, display, collect=collect)
             compare(accuracies, out / "accuracy.png", display)

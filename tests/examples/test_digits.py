@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import random
 import re
-import socket
-import subprocess
-import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +14,7 @@ from examples.digits import data, model, participant, plot, rounds
 from examples.digits.averaging import weighted_mean
 from examples.digits.data import Examples
 from examples.digits.model import Parameters
-
-ROOT = Path(__file__).parents[2]
-
+from tests.examples.procfile import is_png, left_running, start_procfile
 
 # The data
 
@@ -184,6 +174,18 @@ def test_shards_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, 
         participant.shards_of_this_process()
 
 
+def test_a_hospital_is_one_participant_with_all_shards_of_its_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DIGITS_SHARDS", "4-7")
+
+    one = participant.hospital()
+
+    four = [int(each.attributes["examples"]) for each in participant.participants()]
+    assert int(one.attributes["examples"]) == sum(four)
+    assert one.participant_id == ""  # its certificate names it
+
+
 # The picture
 
 
@@ -191,54 +193,25 @@ def test_the_plot_is_a_png_of_any_number_of_rounds(tmp_path: Path) -> None:
     plot.save(tmp_path / "deep" / "one.png", [0.5], 0.9)
     plot.save(tmp_path / "many.png", [0.5] * 100, 0.9)
 
-    assert _is_png(tmp_path / "deep" / "one.png")
-    assert _is_png(tmp_path / "many.png")
+    assert is_png(tmp_path / "deep" / "one.png")
+    assert is_png(tmp_path / "many.png")
 
 
 # All of it
 
 
-@pytest.fixture
-def marked_environment() -> Iterator[dict[str, str]]:
-    """An environment by which every process that is started with it can be found, whoever its parent is."""
-    mark = uuid.uuid4().hex
-    listen, control = _free_addresses(2)
-    scripts = Path(sys.executable).parent
-    yield {
-        **os.environ,
-        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-        "MUSTER_LISTEN": listen,
-        "MUSTER_CONTROL": control,
-        "MUSTER_TEST_MARK": mark,
-    }
-    left = _processes_marked(mark)
-    for process in left:
-        process.kill()
-    psutil.wait_procs(left, timeout=5)
+def test_the_procfile_trains_a_model_and_ends_by_itself(environment: dict[str, str], tmp_path: Path) -> None:
+    code, shown = start_procfile("Procfile", {**environment, "DIGITS_ROUNDS": "3"}, tmp_path / "log")
 
-
-def test_the_procfile_trains_a_model_and_ends_by_itself(
-    marked_environment: dict[str, str], tmp_path: Path
-) -> None:
-    environment = {**marked_environment, "DIGITS_ROUNDS": "3", "DIGITS_OUT": str(tmp_path)}
-
-    log = tmp_path / "log"  # not a pipe, which would keep us waiting for whatever honcho left behind
-    with log.open("wb") as out:
-        command = [sys.executable, "-m", "honcho", "start"]
-        ended = subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, timeout=50
-        )
-    shown = log.read_text(encoding="utf-8")
-
-    assert ended.returncode == 0, shown
+    assert code == 0, shown
     lines = re.findall(r"round (\d+)  accuracy (0\.\d{3})  20 of 20 answered  loss \d\.\d{3}  \[", shown)
     assert [number for number, _ in lines] == ["1", "2", "3"], shown
     assert float(lines[-1][1]) > 0.85
     assert "20 participants are here, on 2 workers, with 1437 examples" in shown
     assert re.search(r"pooled data  accuracy 0\.9\d\d", shown), shown
     assert "Traceback" not in shown
-    assert _is_png(tmp_path / "accuracy.png")
-    assert _processes_marked(environment["MUSTER_TEST_MARK"]) == []
+    assert is_png(tmp_path / "accuracy.png")
+    assert left_running(environment) == []
 
 
 # Help
@@ -253,33 +226,3 @@ def _train(parameters: Parameters, examples: Examples) -> Parameters:
         learning_rate=rounds.LEARNING_RATE,
         rng=np.random.default_rng(1),
     )
-
-
-def _is_png(path: Path) -> bool:
-    return path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-
-
-def _free_addresses(count: int) -> list[str]:
-    """Ports below those that outgoing connections are given, so that none of them can take one before the
-    coordinator does."""
-    found: list[str] = []
-    while len(found) < count:
-        address = ("127.0.0.1", random.randrange(20_000, 32_000))
-        with socket.socket() as probe:
-            try:
-                probe.bind(address)
-            except OSError:
-                continue
-        found.append(f"{address[0]}:{address[1]}")
-    return found
-
-
-def _processes_marked(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("MUSTER_TEST_MARK") == mark:
-                found.append(process)
-        except psutil.Error:  # ended by now, or somebody else's
-            continue
-    return found
