@@ -24,11 +24,14 @@ MIN_PING_INTERVAL = 5.0
 """Seconds between two pings of a participant that is just bearable. It is told to ping every 10 s, whatever
 the server does; clocks and timers differ."""
 
+MOST_PENDING = 10_000
+"""Streams that have been opened and not been looked at yet. Each is about 10 KB, whoever has opened it, and
+one connection can open any number; over this gRPC ends them with CANCELLED, and participants come back. Its
+own limits (1,000 and 3,000) are too low for a storm of participants that have lost another server."""
+
 _OPTIONS = {
-    # A storm of connections must not make gRPC drop streams: over its defaults (1,000 and 3,000 pending
-    # requests) it ends them with CANCELLED.
-    "grpc.server.max_pending_requests": 1_000_000,
-    "grpc.server.max_pending_requests_hard_limit": 1_000_000,
+    "grpc.server.max_pending_requests": MOST_PENDING,
+    "grpc.server.max_pending_requests_hard_limit": MOST_PENDING,
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.max_pings_without_data": 0,
     "grpc.http2.min_ping_interval_without_data_ms": int(MIN_PING_INTERVAL * 1000),

@@ -1,0 +1,62 @@
+"""Strangers without credentials who come in masses: what they may cost, and what they must not hinder."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.authority import Tokens
+from tests.fuzz import http2
+from tests.process.running import RunningCoordinator, start_coordinator
+from tests.support import PATIENCE, eventually
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    made = Tokens(tmp_path)
+    made.issue("a")
+    return made
+
+
+def worker_of(coordinator: RunningCoordinator) -> psutil.Process:
+    (worker,) = [each for each in coordinator.children() if "manager" in " ".join(each.cmdline())]
+    return worker
+
+
+def opened_and_reset(number: int) -> bytes:
+    """A stream without a token that is given up at once, so that any number fits into a connection."""
+    reset = http2.frame(http2.RST_STREAM, (8).to_bytes(4, "big"), stream=number)
+    return http2.call(stream=number, authorization="Bearer x") + reset
+
+
+def take_in(connection: socket.socket) -> None:
+    """What has arrived."""
+    connection.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while connection.recv(1 << 20):
+            pass
+    connection.settimeout(PATIENCE)
+
+
+def test_streams_that_strangers_open_by_the_thousand_take_little_memory(
+    tmp_path: Path, tokens: Tokens
+) -> None:
+    """Each waits to be refused; what waits has a limit."""
+    with start_coordinator(tmp_path / "log", "--workers=1", tokens.option) as coordinator:
+        worker = worker_of(coordinator)
+        before = most = worker.memory_info().rss
+        host, _, port = coordinator.listen.rpartition(":")
+        for _ in range(6):
+            with socket.create_connection((host, int(port)), PATIENCE) as stranger:
+                stranger.sendall(http2.hello() + http2.frame(http2.SETTINGS, flags=1))
+                for first in range(1, 40_001, 400):
+                    stranger.sendall(b"".join(map(opened_and_reset, range(first, first + 400, 2))))
+                    take_in(stranger)
+                    most = max(most, worker.memory_info().rss)
+        assert most - before < 300 * 1024**2
+        refused = coordinator.status()["unauthenticated"]
+        eventually(lambda: coordinator.status()["unauthenticated"] > refused > 0)
