@@ -2,7 +2,9 @@
 
 Decides when a change is whole. Who replaces a file by another (``rename``) is done at once, but editors and
 scripts also write in place, or one file after the other: so what has just changed is left alone until it has
-stayed the same for a look. What can't be read then is logged once, and what was read before stays in use.
+stayed the same for a look. What can't be read then is logged once, and what was read before stays in use; it
+is tried again at each look, for nothing may be wrong with the file: a process without a file descriptor to
+spare, which strangers can bring about, must not miss for good that a token has been revoked.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Watched(Generic[T]):
         self._read = read
         self._taken = self._seen = self._stamps()  # first: what changes while it is read is read again
         self._restless = 0
+        self._trouble = ""
         self.value = read()
 
     def look(self) -> bool:
@@ -51,12 +54,14 @@ class Watched(Generic[T]):
         self._restless = 0
         if stamps == self._taken:
             return False
-        self._taken = stamps
         try:
             self.value = self._read()
         except ValueError as error:
-            log.error("%s stay as they were: %s", self._what, error)
+            if str(error) != self._trouble:
+                log.error("%s stay as they were: %s", self._what, error)
+            self._trouble = str(error)
             return False
+        self._taken, self._trouble = stamps, ""
         return True
 
     def _stamps(self) -> list[_Stamp]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -67,6 +68,25 @@ def test_a_file_that_is_written_in_place_is_not_taken_in_between(files: Files) -
         path.write_text("new!")
     assert [files.watched.look(), files.watched.look()] == [False, True]
     assert (files.reads, files.watched.value) == (2, ["new!", "new!"])
+
+
+def test_what_could_not_be_read_for_another_reason_is_read_later(
+    files: Files, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without a file descriptor to spare. The file itself doesn't change any more."""
+    for number in (0, 1):
+        files.replace(number, "new")
+    with monkeypatch.context() as scarce:
+
+        def fail(path: Path) -> bytes:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        scarce.setattr(Path, "read_bytes", fail)
+        assert not any(files.watched.look() for _ in range(5))
+    (record,) = caplog.records
+    assert "the files stay as they were: can't read" in record.getMessage()
+    assert files.watched.look()
+    assert files.watched.value == ["new", "new"]
 
 
 def test_what_can_not_be_read_changes_nothing_and_is_said_once(
