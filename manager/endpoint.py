@@ -91,7 +91,12 @@ class Endpoint:
             raise StartError(str(error)) from None
         self._server = grpc.aio.server(
             interceptors=[] if self._gate is None else [self._gate],
-            options=[*server_options(self._limits).items(), ("grpc.so_reuseport", int(share_port))],
+            options=[
+                *server_options(self._limits).items(),
+                ("grpc.so_reuseport", int(share_port)),
+                # More are closed as they come. Without files it couldn't even see that a token is revoked.
+                ("grpc.max_allowed_incoming_connections", self._servicer.connections),
+            ],
         )
         self._server.add_generic_rpc_handlers((self._servicer.handler(),))
         try:

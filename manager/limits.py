@@ -110,6 +110,7 @@ class Room:
 
     participants: int
     streams: int  # those of participants, and of those who have not been admitted
+    connections: int  # all that the server keeps: it must never take the files that the process itself needs
 
 
 def room(limits: Limits, files: int) -> Room:
@@ -129,4 +130,5 @@ def room(limits: Limits, files: int) -> Room:
             f"{wanted} participants per worker are too many for the {files} files a process may open here: "
             f"there is room for {most}; ask for fewer, start more workers, or {MORE_FILES}"
         )
-    return Room(wanted, rest - spare // 2)
+    streams = rest - spare // 2
+    return Room(wanted, streams, streams + OWN_FILES // 2)

@@ -92,6 +92,7 @@ class Servicer:
         self._sink = sink
         self._limits = limits
         self._room = room(limits, files)
+        self.connections = self._room.connections  # that a server for this may keep
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
         self._spool = Spool(limits.upload_memory, limits.upload_disk)

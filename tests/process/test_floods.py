@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from tests.authority import Tokens
 from tests.fuzz import http2
 from tests.process.running import RunningCoordinator, start_coordinator
-from tests.support import PATIENCE, eventually
+from tests.process.test_admission import WithFewFiles
+from tests.process.test_security import ended, hello
+from tests.support import PATIENCE, Devices, eventually
 
 
 @pytest.fixture
@@ -60,3 +63,27 @@ def test_streams_that_strangers_open_by_the_thousand_take_little_memory(
         assert most - before < 300 * 1024**2
         refused = coordinator.status()["unauthenticated"]
         eventually(lambda: coordinator.status()["unauthenticated"] > refused > 0)
+
+
+def test_connections_that_strangers_make_do_not_keep_a_token_from_being_revoked(
+    tmp_path: Path, devices: Devices, tokens: Tokens
+) -> None:
+    """A worker without a file to spare couldn't read who may take part."""
+    options = ["--workers=1", "--handshake-timeout=600", "--keepalive=600", tokens.option]
+    coordinator = WithFewFiles(tmp_path / "log", 400, *options)
+    try:
+        device = devices.one(coordinator.listen, hello(), token=tokens.issued["a"])
+        eventually(lambda: coordinator.status()["participants"] == 1)
+        host, _, port = coordinator.listen.rpartition(":")
+        with contextlib.ExitStack() as strangers:
+            for _ in range(500):
+                strangers.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+            worker = worker_of(coordinator)
+            eventually(lambda: worker.num_fds() > 300)
+            tokens.revoke("a")
+            assert ended(device)[0] == "UNAUTHENTICATED"
+            assert worker.num_fds() < 380
+        coordinator.send(signal.SIGTERM)
+        assert coordinator.wait() == 0, coordinator.output
+    finally:
+        coordinator.end()
