@@ -50,6 +50,8 @@ which the single-process mode shares.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import protos  # noqa: F401 - before gRPC
+
 if TYPE_CHECKING:
     from coordinator import aio
     from coordinator.coordinator import Connection, Coordinator, connect

@@ -72,6 +72,8 @@ options.py        how command-line options are declared
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import protos  # noqa: F401 - before gRPC
+
 if TYPE_CHECKING:
     from manager.call import OutcomeKind
     from manager.cohort import AsyncCohort, Cohort

@@ -34,6 +34,7 @@ signals.py           SIGINT and SIGTERM as a wish to stop
 ===================  ========================================================================
 """
 
+import protos  # noqa: F401 - before gRPC
 from participant_sdk import aio, client
 from participant_sdk.errors import (
     AddressError,

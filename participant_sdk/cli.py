@@ -6,11 +6,6 @@ participant, 2 for a mistake in the command or a file that it names. All else is
 
 from __future__ import annotations
 
-import os
-
-# gRPC's C core writes its own words to stderr unless told not to, and reads this only once.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -127,7 +127,7 @@ class Runner:
             connected = True
             await stream.write(self._hello)
             self._stream = stream
-            self._log(logging.INFO, f"at the disposal of the coordinator at {address}")
+            self._log(logging.INFO, f"connected to the coordinator at {address}")
             while True:
                 self._events.put_nowait(Received(await stream.read()))
         except ParticipantError as error:

@@ -21,5 +21,6 @@ ending.py        how a call has ended
 
 import os
 
-# gRPC reads this when it is first imported. By default it tells the terminal of every connection that ends.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+# gRPC reads this when it is first imported, so each package imports this one first. Else it writes lines of
+# its own to stderr, for every handshake that fails: a stranger could fill a log. What matters is raised, too.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

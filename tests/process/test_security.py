@@ -524,9 +524,23 @@ def test_strangers_at_the_port_disturb_nobody_and_do_not_fill_the_log(
                 == "UNAUTHENTICATED"
             )
         eventually(lambda: coordinator.status()["unauthenticated"] == 20)
+        for number in range(20):
+            ask_for_another(coordinator.listen, f"{number}.example.org")
         assert len(coordinator.output.splitlines()) <= lines + 2, coordinator.output
         assert echoes(coordinator, 1) == ["a"]
         assert device.ended is None
+
+
+def ask_for_another(listen: str, name: str) -> None:
+    """Shakes hands with a server of another name."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    host, _, port = listen.rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), PATIENCE) as connection,
+        context.wrap_socket(connection, server_hostname=name),
+    ):
+        pass
 
 
 # What is too large
