@@ -163,6 +163,22 @@ CONTROL_OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
 
+VISITORS = 200
+"""Connections to a control server beside those of scripts: of commands, and of strangers."""
+
+
+def _server_options(settings: Settings) -> list[tuple[str, int]]:
+    """Who only connects must not take the files that the coordinator needs itself, nor keep others out for
+    long."""
+    limits = settings.limits
+    return [
+        *CONTROL_OPTIONS,
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_allowed_incoming_connections", settings.max_scripts + VISITORS),
+        ("grpc.server_handshake_timeout_ms", round(limits.handshake_timeout * 1000)),
+        ("grpc.max_connection_idle_ms", round(limits.idle_timeout * 1000)),
+    ]
+
 
 def check(settings: Settings) -> None:
     """Raises StartError for what will be in a control server's way: nobody should wait for workers first."""
@@ -213,7 +229,7 @@ class ControlServer:
             raise StartError(str(error)) from None
         server = grpc.aio.server(
             interceptors=[] if self._gate is None else [self._gate],
-            options=[*CONTROL_OPTIONS, ("grpc.so_reuseport", 0)],
+            options=_server_options(settings),
         )
         add_ControlServicer_to_server(self._servicer, server)
         if isinstance(address, UnixAddress):

@@ -87,3 +87,29 @@ def test_connections_that_strangers_make_do_not_keep_a_token_from_being_revoked(
         assert coordinator.wait() == 0, coordinator.output
     finally:
         coordinator.end()
+
+
+@pytest.mark.parametrize(("files", "most"), [(230, 230), (1000, 400)], ids=["all of them", "a part"])
+def test_connections_to_the_control_address_do_not_end_the_coordinator(
+    tmp_path: Path, devices: Devices, files: int, most: int
+) -> None:
+    """Whether they take all of its files, or as many as they may."""
+    coordinator = WithFewFiles(tmp_path / "log", files, "--workers=1")
+    try:
+        (device,) = devices.join(coordinator.listen, 1)
+        eventually(lambda: "1 participants (+1)" in coordinator.output)
+        process = psutil.Process(coordinator.pid)
+        host, _, port = coordinator.control.rpartition(":")
+        with contextlib.ExitStack() as strangers:
+            for _ in range(1200):
+                strangers.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+            eventually(lambda: process.num_fds() > min(files - 10, 300))
+            assert process.num_fds() <= most
+            device.cut()  # so it still looks, and lives
+            eventually(lambda: "0 participants (-1)" in coordinator.output)
+        eventually(lambda: process.num_fds() < 100)
+        assert coordinator.status()["workers"][0]["state"] == "up"
+        coordinator.send(signal.SIGTERM)
+        assert coordinator.wait() == 0, coordinator.output
+    finally:
+        coordinator.end()
