@@ -31,9 +31,10 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it. Names other than localhost may mean anything."""
+        """Whether only this machine can reach it. Names other than localhost may mean anything, and so may what
+        has a ``%``, which gRPC decodes as in a URI."""
         try:
-            return ip_address(self.host).is_loopback
+            return "%" not in self.host and ip_address(self.host).is_loopback
         except ValueError:
             return self.host.lower() == "localhost"
 

@@ -130,13 +130,16 @@ def _read(path: str | os.PathLike[str], what: str, mark: bytes) -> bytes:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what is sent to ``host``, a name or an IP address, stays on this machine."""
+    """Whether what is sent to ``host``, a name or an IP address, stays on this machine.
+
+    Nothing with a ``%`` does: gRPC decodes it as in a URI, so that 127.0.0.1%2eexample.org is another host.
+    """
     import ipaddress
 
     if host.lower() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+        return "%" not in host and ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

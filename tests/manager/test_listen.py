@@ -78,7 +78,16 @@ def test_loopback_is_known(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["0.0.0.0", "::", "10.0.0.1", "fe80::1%eth0", "localhost.example.org", "example.org", "127.0.0.1.nip.io"],  # noqa: S104
+    [
+        "0.0.0.0",
+        "::",
+        "10.0.0.1",
+        "fe80::1%eth0",
+        "localhost.example.org",
+        "example.org",
+        "127.0.0.1.nip.io",
+        "::1%2eexample.org",
+    ],  # noqa: S104
 )
 def test_whatever_else_there_is_may_be_reached_from_elsewhere(host: str) -> None:
     assert not Address(host, 1).is_loopback

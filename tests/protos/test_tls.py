@@ -114,7 +114,11 @@ def test_loopback(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["0.0.0.1", "10.0.0.1", "::", "fe80::1%eth0", "localhost.example.org", "127.0.0.1.example.org", ""],
+    [
+        *("0.0.0.1", "10.0.0.1", "::", "fe80::1%eth0", "localhost.example.org", "127.0.0.1.example.org", ""),
+        # What gRPC would make another host of, or a list of hosts:
+        *("127.0.0.1%2eexample.org", "127.0.0.1%3A1%2C192.0.2.1", "::1%2eexample.org"),
+    ],
 )
 def test_what_is_not_loopback(host: str) -> None:
     assert not is_loopback(host)
