@@ -33,9 +33,6 @@ from protos import control_pb2
 
 log = logging.getLogger("muster.coordinator")
 
-VERSION = version("muster")
-"""Read once: to look it up takes a file, and there may be none to spare when somebody asks for the status."""
-
 
 class RunningCoordinator:
     """Everything of a coordinator on the running event loop."""

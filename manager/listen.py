@@ -31,8 +31,10 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it. Names other than localhost may mean anything, and so may what
-        has a ``%``, which gRPC decodes as in a URI."""
+        """Whether only this machine can reach it.
+
+        Names other than localhost may mean anything, and so may a ``%``, which gRPC decodes as in a URI.
+        """
         try:
             return "%" not in self.host and ip_address(self.host).is_loopback
         except ValueError:

@@ -79,7 +79,7 @@ def test_loopback_is_known(host: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        "0.0.0.0",
+        "0.0.0.0",  # noqa: S104
         "::",
         "10.0.0.1",
         "fe80::1%eth0",
@@ -87,7 +87,7 @@ def test_loopback_is_known(host: str) -> None:
         "example.org",
         "127.0.0.1.nip.io",
         "::1%2eexample.org",
-    ],  # noqa: S104
+    ],
 )
 def test_whatever_else_there_is_may_be_reached_from_elsewhere(host: str) -> None:
     assert not Address(host, 1).is_loopback
