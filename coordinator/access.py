@@ -49,15 +49,20 @@ class Access:
         """A channel for asyncio. Raises CredentialsError."""
         credentials = self._credentials()
         if credentials is None:
-            return grpc.aio.insecure_channel(str(self), options=CONTROL_OPTIONS)
-        return grpc.aio.secure_channel(str(self), credentials, options=CONTROL_OPTIONS)
+            return grpc.aio.insecure_channel(str(self), options=self._options)
+        return grpc.aio.secure_channel(str(self), credentials, options=self._options)
 
     def blocking_channel(self) -> grpc.Channel:
         """One that blocks. Raises CredentialsError."""
         credentials = self._credentials()
         if credentials is None:
-            return grpc.insecure_channel(str(self), options=CONTROL_OPTIONS)
-        return grpc.secure_channel(str(self), credentials, options=CONTROL_OPTIONS)
+            return grpc.insecure_channel(str(self), options=self._options)
+        return grpc.secure_channel(str(self), credentials, options=self._options)
+
+    @property
+    def _options(self) -> list[tuple[str, int]]:
+        # gRPC would go through a proxy (http_proxy) to loopback, too, with a token in plaintext.
+        return [*CONTROL_OPTIONS, ("grpc.enable_http_proxy", int(not is_local(self.address)))]
 
     def metadata(self) -> Metadata:
         """What each call carries. Raises CredentialsError if it must not, or isn't there."""

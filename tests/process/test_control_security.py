@@ -168,6 +168,24 @@ def test_commands_take_a_token_from_a_file(
     assert "can't read the token in" in done.stderr
 
 
+def test_no_proxy_stands_between_a_script_and_its_own_machine(
+    guarded: RunningCoordinator, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hear the token."""
+    (tmp_path / "token").write_text(tokens.issued["alice"])
+    asked = ["coordinator", "status", f"--control={guarded.control}", f"--token-file={tmp_path / 'token'}"]
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        with connect(guarded.control, token=tokens.issued["alice"]) as connection:
+            assert connection.status().workers
+        done = run(*asked)
+        assert done.returncode == 0, done.stderr
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+
 def test_a_script_without_a_token_is_told_so_at_once(guarded: RunningCoordinator) -> None:
     began_at = time.monotonic()
     with pytest.raises(CredentialsError, match="refuses this script: a token is needed"):
