@@ -31,6 +31,7 @@ from manager.dispatcher import Dispatcher
 from manager.errors import AddressInUse, Closed, StartError
 from manager.gate import read_tokens
 from manager.listen import Address, probe
+from manager.logs import keep_headers_out
 from manager.members import Member
 from manager.watched import keep_looking
 from protos import control_pb2
@@ -227,6 +228,7 @@ class ControlServer:
                 self._certificates = Certificates(cert, key)
         except ValueError as error:
             raise StartError(str(error)) from None
+        keep_headers_out()
         server = grpc.aio.server(
             interceptors=[] if self._gate is None else [self._gate],
             options=_server_options(settings),

@@ -15,6 +15,7 @@ from manager.errors import StartError
 from manager.gate import Gate
 from manager.limits import Limits
 from manager.listen import Address
+from manager.logs import keep_headers_out
 from manager.security import Security
 from manager.servicer import Servicer
 from manager.watched import keep_looking
@@ -89,6 +90,7 @@ class Endpoint:
             self._secure(self._security)
         except ValueError as error:
             raise StartError(str(error)) from None
+        keep_headers_out()
         self._server = grpc.aio.server(
             interceptors=[] if self._gate is None else [self._gate],
             options=[

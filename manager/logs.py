@@ -68,6 +68,19 @@ class Sparingly:
             )
 
 
+def keep_headers_out() -> None:
+    """Keeps gRPC from logging what others send as headers.
+
+    It logs each that isn't UTF-8, with a traceback: strangers could fill a disk with lines of their own, and
+    who mistypes a token would find it there. May be called more than once.
+    """
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_says_no_header)
+
+
+def _says_no_header(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Invalid encoding on")
+
+
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to whatever sys.stderr is at the time: a live display may have put itself before it."""
 
@@ -99,7 +112,14 @@ def configure(level: str, log_format: LogFormat, **fields: object) -> None:
         final = [structlog.processors.JSONRenderer()]
     else:
         shared.append(structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False))
-        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
+        final = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                pad_event_to=0,
+                # Its default shows all local variables, hence tokens, keys and models.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
     handler = _StderrHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

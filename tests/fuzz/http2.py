@@ -59,7 +59,7 @@ def data(content: bytes, *, stream: int = 1, end: bool = False) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    encoded = text.encode()
+    encoded = text.encode("utf-8", "surrogateescape")  # "\udcff" is the byte ff
     if len(encoded) < 127:
         return bytes([len(encoded)]) + encoded
     rest, size = len(encoded) - 127, bytearray([127])

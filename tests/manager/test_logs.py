@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 
 import pytest
 
-from manager.logs import Sparingly
+from manager.logs import LOG_FORMATS, LogFormat, Sparingly, configure
 
 log = logging.getLogger("muster.test")
 
@@ -74,3 +75,30 @@ def test_a_line_is_rendered_with_what_it_was_given_and_no_more(caplog: pytest.Lo
         assert caplog.messages[1] == "ended 100 %s %d {x} (the last of 1 more like this in 0.2 s)"
 
     asyncio.run(strange())
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in (None, "grpc", "muster")]
+    handlers, levels = loggers[0].handlers[:], [each.level for each in loggers]
+    yield
+    loggers[0].handlers[:] = handlers
+    for each, level in zip(loggers, levels, strict=True):
+        each.setLevel(level)
+
+
+@pytest.mark.parametrize("log_format", LOG_FORMATS)
+@pytest.mark.usefixtures("logging_as_before")
+def test_a_traceback_shows_no_variables(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> None:
+    """There may be tokens, keys and models in them."""
+    configure("info", log_format)
+    token = "-".join(["a", "secret"])  # not in the source
+    try:
+        raise OSError("a bad disk")
+    except OSError:
+        log.exception("it can't be looked at")
+    shown = capsys.readouterr().err
+    assert "it can't be looked at" in shown
+    assert "a bad disk" in shown
+    assert "test_logs.py" in shown
+    assert token not in shown

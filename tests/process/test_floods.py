@@ -113,3 +113,26 @@ def test_connections_to_the_control_address_do_not_end_the_coordinator(
         assert coordinator.wait() == 0, coordinator.output
     finally:
         coordinator.end()
+
+
+def test_headers_that_are_no_text_are_not_logged(tmp_path: Path, tokens: Tokens) -> None:
+    """gRPC would do so for each, with a traceback: strangers' lines, or a token that is mistyped."""
+    (tmp_path / "scripts").mkdir()
+    scripts = Tokens(tmp_path / "scripts")
+    options = ["--workers=1", tokens.option, f"--control-tokens={scripts.file}"]
+    with start_coordinator(tmp_path / "log", *options) as coordinator:
+        for address, path in [(coordinator.listen, http2.CONNECT), (coordinator.control, http2.ATTACH)]:
+            host, _, port = address.rpartition(":")
+            with socket.create_connection((host, int(port)), PATIENCE) as stranger:
+                stranger.sendall(http2.hello() + http2.frame(http2.SETTINGS, flags=1))
+                for number in range(1, 101, 2):
+                    odd = {"authorization": "Bearer my-secret\udcff", "x_odd": "\udcfe" * 100}
+                    stranger.sendall(http2.call(path, stream=number, **odd))
+                answered = b""
+                while answered.count(b"grpc-status") < 50:
+                    answered += stranger.recv(1 << 16)
+        assert "ended the stream of a participant" in coordinator.output
+        assert "at the control address" in coordinator.output
+        assert "my-secret" not in coordinator.output
+        assert "Traceback" not in coordinator.output
+        assert len(coordinator.output.splitlines()) < 12, coordinator.output
