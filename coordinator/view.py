@@ -102,12 +102,12 @@ def render_status(status: control_pb2.Status, load: CpuLoad | None = None) -> Re
 
     head = Text.assemble(
         ("Muster ", "bold"),
-        f"{status.version}   participants at ",
+        f"{status.version}   up {duration(status.uptime_seconds)}",
+        ("   draining", "bold yellow") if status.draining else "",
+        "\nparticipants at ",  # a line of its own: 80 columns are too few for all of it
         (status.listen, "cyan"),
         "   control at " if status.control else "",
         (status.control, "cyan"),
-        f"   up {duration(status.uptime_seconds)}",
-        ("   draining", "bold yellow") if status.draining else "",
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("worker")
