@@ -17,7 +17,7 @@ from coordinator.control import CONTROL_OPTIONS
 from coordinator.control_address import ControlAddress, UnixAddress, is_local, parse
 from coordinator.errors import CredentialsError
 from protos.bearer import Metadata, Token, TokenError, bearer
-from protos.tls import TLS, TLSError, diagnose
+from protos.tls import SPEAKS_NO_TLS, TLS, WANTED, TLSError, diagnose
 
 _ROOT = 0
 
@@ -80,7 +80,18 @@ class Access:
         """Why a connection fails, if it is for TLS. Makes one to find out; takes a few seconds at most."""
         if isinstance(self.address, UnixAddress):
             return None
-        return await diagnose(self.address.host, self.address.port, self.tls)
+        found = await diagnose(self.address.host, self.address.port, self.tls)
+        if found == SPEAKS_NO_TLS and is_local(self.address):
+            return (
+                "the server doesn't speak TLS, as no control address on loopback does; leave out tls=, or "
+                "--ca and --tls"
+            )
+        if found == WANTED:
+            return (
+                "the server wants a client certificate, as no control address does; most likely that is "
+                "where participants connect"
+            )
+        return found
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if isinstance(self.address, UnixAddress):

@@ -19,7 +19,7 @@ import click
 
 from coordinator import remote
 from coordinator.certs import certs
-from coordinator.remote import ControlType, fail
+from coordinator.remote import CONTROL_METAVAR, ControlType, fail
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
 from coordinator.tokens_cli import tokens
 from manager.errors import StartError
@@ -101,6 +101,7 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
 @option(
     "--control",
     type=ControlType(),
+    metavar=CONTROL_METAVAR,
     default=DEFAULT_CONTROL,
     help="Where training scripts connect, and commands such as `coordinator status`: a loopback address, a "
     "Unix socket, or with TLS and --control-tokens any other address.",

@@ -80,7 +80,7 @@ class Link:
             await self._channel.close()
             code, why = status
             if code is grpc.StatusCode.UNAUTHENTICATED:
-                raise CredentialsError(f"{self._refused(why)} (connect(..., token=) gives it one)")
+                raise CredentialsError(f"{self._refused(why)}; show a valid token: connect(..., token=)")
             if code is grpc.StatusCode.UNAVAILABLE and (diagnosis := await self._access.diagnose()):
                 raise CredentialsError(f"can't attach to the coordinator at {self.address}: {diagnosis}")
             if code is not grpc.StatusCode.UNAVAILABLE:

@@ -28,7 +28,10 @@ ControlAddress: TypeAlias = Address | UnixAddress
 def parse(text: str) -> ControlAddress:
     """Reads ``host:port``, ``[ipv6]:port`` or ``unix:PATH``. Raises ValueError with a sentence."""
     if not isinstance(text, str) or not text.startswith(_SCHEME):
-        return Address.parse(text)
+        try:
+            return Address.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}; or unix:PATH for a socket") from None
     path = text.removeprefix(_SCHEME)
     if path.startswith("///"):  # as in a URL
         path = path[2:]

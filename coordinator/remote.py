@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import click
 from rich.console import Console
 
-from coordinator.control_address import ControlAddress, parse
+from coordinator.control_address import ControlAddress, UnixAddress, parse
 from coordinator.settings import DEFAULT_CONTROL
 from manager.options import ParamType
 from protos import control_pb2
@@ -32,6 +32,9 @@ ANSWER_TIMEOUT = 5.0
 
 LOOK_INTERVAL = 0.2
 """Seconds between two looks how the draining goes."""
+
+
+CONTROL_METAVAR = "HOST:PORT|unix:PATH"
 
 
 class ControlType(ParamType[ControlAddress]):
@@ -54,6 +57,7 @@ _ACCESS = [
     click.option(
         "--control",
         type=ControlType(),
+        metavar=CONTROL_METAVAR,
         default=DEFAULT_CONTROL,
         show_default=True,
         envvar="MUSTER_CONTROL",
@@ -269,7 +273,8 @@ class _Asking:
         if code is StatusCode.UNAVAILABLE and (diagnosis := asyncio.run(access.diagnose())):
             return f"can't connect to the coordinator at {access}: {diagnosis}"
         words = {
-            StatusCode.UNAVAILABLE: f"no coordinator answers at {access}; is `coordinator start` running?",
+            StatusCode.UNAVAILABLE: f"no coordinator answers at {access}{_no_socket(access.address)}; is "
+            f"`coordinator start` running?",
             StatusCode.CANCELLED: f"the coordinator at {access} has ended before it could answer",
             StatusCode.UNIMPLEMENTED: f"{access} is not a control address (participants connect there?)",
             StatusCode.DEADLINE_EXCEEDED: (
@@ -277,8 +282,8 @@ class _Asking:
             ),
             StatusCode.FAILED_PRECONDITION: f"the coordinator at {access} refuses: {error.details()}",
             StatusCode.UNAUTHENTICATED: (
-                f"the coordinator at {access} refuses this command: {error.details()} "
-                f"(--token-file gives it one)"
+                f"the coordinator at {access} refuses this command: {error.details()}; show a valid "
+                f"token with --token-file (`coordinator tokens issue` makes them)"
             ),
         }
         return words.get(cast(StatusCode, code), f"the coordinator at {access} could not answer: {error}")
@@ -295,6 +300,15 @@ class _Stub:
 
     def __getattr__(self, name: str) -> Any:
         return functools.partial(getattr(self._stub, name), metadata=self._metadata)
+
+
+def _no_socket(address: ControlAddress) -> str:
+    """Says it if there is none."""
+    try:
+        there = not isinstance(address, UnixAddress) or address.path.is_socket()
+    except OSError:  # it is somebody else's
+        there = True
+    return "" if there else ", where there is no socket"
 
 
 def fail(text: str) -> NoReturn:

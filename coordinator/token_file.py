@@ -45,7 +45,10 @@ def change(path: Path, edit: Callable[[str], tuple[str, T]], *, create: bool = F
 def write_new(path: Path, text: str) -> None:
     """Writes a file that isn't there yet, for the owner alone. Raises TokenFileError."""
     with _explaining(path, "write"):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            raise TokenFileError(f"{path} is there already; remove it, or name another file") from None
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
 

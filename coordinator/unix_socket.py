@@ -37,6 +37,11 @@ class SocketPlace:
                 raise StartError(f"another coordinator listens at unix:{path}; stop it, or take another path")
         except NotPrivateError as error:
             raise StartError(f"can't listen at unix:{path}: {error}") from None
+        except FileNotFoundError:
+            raise StartError(
+                f"can't listen at unix:{path}: there is no directory {self._path.parent}; make it, or take "
+                f"another path"
+            ) from None
         except OSError as error:
             raise StartError(f"can't listen at unix:{path}: {error.strerror or error}") from None
         self._directory: Path | None = None

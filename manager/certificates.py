@@ -52,7 +52,7 @@ class Certificates:
         self._watched = Watched("the certificates", files, lambda: load(cert, key, client_ca))
         self._due: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)  # what gRPC hasn't got yet
         self._tried_at = time.monotonic()
-        self._say("serve with", self._watched.value.until, self._watched.value.trouble)
+        self._say("serving with", self._watched.value.until, self._watched.value.trouble)
 
     def credentials(self) -> grpc.ServerCredentials:
         """For a server's port. To be used for one."""
@@ -67,7 +67,7 @@ class Certificates:
         if self._watched.look():
             loaded = self._watched.value
             self._due.append(loaded.configuration)
-            self._say("go on with", loaded.until, loaded.trouble)
+            self._say("going on with", loaded.until, loaded.trouble)
         elif time.monotonic() - self._tried_at > TRY_INTERVAL:
             self._try_again()
         else:
@@ -80,7 +80,7 @@ class Certificates:
         except CertificateError:
             return  # so they have changed, and it has been said
         if trouble != self._trouble:
-            self._say("serve with", until, trouble)
+            self._say("serving with", until, trouble)
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """None: the one that gRPC has already."""

@@ -24,7 +24,8 @@ from participant_sdk.errors import (
 
 _REJECTIONS: Final[Mapping[grpc.StatusCode, str]] = {
     grpc.StatusCode.ALREADY_EXISTS: "give each participant an id of its own",
-    grpc.StatusCode.UNAUTHENTICATED: "get a valid token of the coordinator's operator (token=, --token-file)",
+    grpc.StatusCode.UNAUTHENTICATED: "get a valid token from the coordinator's operator (token=, or "
+    "--token-file)",
     grpc.StatusCode.PERMISSION_DENIED: "use the id that this participant's credentials are for, or ask the "
     "coordinator's operator to admit it",
     grpc.StatusCode.INVALID_ARGUMENT: "correct this participant's id and attributes",

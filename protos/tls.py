@@ -256,7 +256,14 @@ async def _shake_hands_over(
 
 def _names(certificate: Mapping[str, Any]) -> str:
     """Those that a certificate is for, as ssl.SSLObject.getpeercert has it."""
-    names = [name for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+    import ipaddress
+
+    names = []
+    for kind, name in certificate.get("subjectAltName", ()):
+        if kind == "DNS":
+            names.append(name)
+        elif kind == "IP Address":
+            names.append(str(ipaddress.ip_address(name.strip())))  # 0:0:0:0:0:0:0:1 is written ::1
     return " and ".join(names[:5] + ["others"] * (len(names) > 5))
 
 
@@ -273,12 +280,12 @@ _UNKNOWN_CA: Final = (2, 18, 19, 20, 21)
 _SPEAKS_TLS: Final = (
     "the server speaks TLS, and this client plaintext; connect with TLS (tls=, or --ca or --tls)"
 )
-_SPEAKS_NO_TLS: Final = (
+SPEAKS_NO_TLS: Final = (
     "the server doesn't speak TLS; start it with --tls-cert and --tls-key, or check the address"
 )
 _SPEAKS_NO_GRPC: Final = "the server speaks TLS, but not gRPC (no HTTP/2); check the address"
 _NO_VERSION: Final = "the server speaks no version of TLS that this client does; it needs 1.2 or later"
-_WANTED: Final = "the server wants a client certificate; give one (cert= and key=, or --cert and --key)"
+WANTED: Final = "the server wants a client certificate; give one (cert= and key=, or --cert and --key)"
 
 _REFUSALS: Final[Mapping[str, str]] = {
     "certificate expired": "it has expired; renew it",
@@ -310,7 +317,7 @@ def _other_name(host: str, names: str) -> str:
 def _failure(seen: _Seen, tls: TLS) -> str | None:
     """Why a handshake failed, though it wasn't for the server's certificate."""
     if not seen.speaks_tls:
-        return _SPEAKS_NO_TLS
+        return SPEAKS_NO_TLS
     if seen.error is not None:
         words = _words(seen.error)
         if alert := _ALERT.fullmatch(words):
@@ -321,7 +328,7 @@ def _failure(seen: _Seen, tls: TLS) -> str | None:
     if not seen.asked:
         return None
     if tls.cert is None:
-        return _WANTED
+        return WANTED
     return (  # without a word, as gRPC's servers do
         f"the server hangs up on the client certificate in {tls.cert}: most likely it is of a CA that the "
         "server doesn't know, or has expired or been revoked; get a new one of the server's --tls-client-ca"
@@ -335,7 +342,7 @@ def _refusal(alert: str, seen: _Seen, tls: TLS) -> str:
     if not seen.asked:
         return f"the server refuses the TLS handshake ({alert})"
     if tls.cert is None:
-        return _WANTED
+        return WANTED
     reason = _REFUSALS.get(alert, f"{alert}; get another one")
     return f"the server refuses the client certificate in {tls.cert}: {reason}"
 

@@ -12,8 +12,8 @@ from manager.listen import Address
 
 def test_a_host_and_a_port_are_what_they_are_elsewhere() -> None:
     assert parse("127.0.0.1:50050") == Address("127.0.0.1", 50050)
-    for text in ("nowhere", "127.0.0.1", "http://127.0.0.1:1"):
-        with pytest.raises(ValueError, match="write"):
+    for text in ("nowhere", "127.0.0.1", "http://127.0.0.1:1", "/run/muster.sock", "UNIX:/run/muster.sock"):
+        with pytest.raises(ValueError, match="; or unix:PATH for a socket"):
             parse(text)
 
 

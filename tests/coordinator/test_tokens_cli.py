@@ -63,7 +63,7 @@ def test_a_token_that_is_there_is_never_written_over(file: Path, tmp_path: Path)
     out.write_text("precious")
     result = tokens("issue", "a", "--file", file, "--out", out)
     assert result.exit_code == 1
-    assert result.stderr == f"Error: can't write {out}: File exists\n"
+    assert result.stderr == f"Error: {out} is there already; remove it, or name another file\n"
     assert out.read_text() == "precious"
     assert not file.exists()
 

@@ -133,7 +133,7 @@ def test_a_new_pair_is_given_to_grpc_once(authority: Authority, caplog: pytest.L
         assert served.fetch() is None
     assert [record.getMessage() for record in caplog.records] == [
         f"{verb} the certificate in {pair.cert}, which is valid until Jan  1 00:00:00 3000 GMT"
-        for verb in ("serve with", "go on with")
+        for verb in ("serving with", "going on with")
     ]
 
 
@@ -168,7 +168,7 @@ def test_one_that_peers_will_refuse_is_served_but_said_loudly(
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert record.getMessage() == (
-        f"serve with the certificate in {pair.cert}, which peers will refuse: certificate has expired"
+        f"serving with the certificate in {pair.cert}, which peers will refuse: certificate has expired"
     )
 
 

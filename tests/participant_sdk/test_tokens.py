@@ -116,7 +116,7 @@ def test_who_has_no_valid_token_is_refused_for_good(make: Make, run: Runs, shown
         run(make(), coordinator.address, token=shown)
     assert str(caught.value) == (
         f"the coordinator at {coordinator.address} refused this participant (UNAUTHENTICATED: {UNKNOWN}); "
-        "get a valid token of the coordinator's operator (token=, --token-file)"
+        "get a valid token from the coordinator's operator (token=, or --token-file)"
     )
     assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
 

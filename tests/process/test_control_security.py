@@ -149,7 +149,8 @@ def test_commands_without_a_token_are_refused_in_a_sentence(
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         f"Error: the coordinator at {guarded.control} refuses this command: a token is needed, in the call's "
-        f"metadata: authorization: Bearer <token> (--token-file gives it one)\n"
+        f"metadata: authorization: Bearer <token>; show a valid token with --token-file (`coordinator "
+        f"tokens issue` makes them)\n"
     )
 
 
@@ -280,7 +281,10 @@ def test_a_unix_socket_is_this_users_alone_and_serves_like_any_address(
         os.umask(before)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["log"], "nothing is left"
     done = run("coordinator", "status", f"--control=unix:{path}")
-    assert done.stderr == f"Error: no coordinator answers at unix:{path}; is `coordinator start` running?\n"
+    assert done.stderr == (
+        f"Error: no coordinator answers at unix:{path}, where there is no socket; is `coordinator start` "
+        f"running?\n"
+    )
     with pytest.raises(CoordinatorGone, match=f"no coordinator answers at unix:{path}"):
         connect(f"unix:{path}", timeout=0.1)
 
@@ -472,11 +476,19 @@ def test_commands_reach_it_with_tls_and_a_token(public: Public, tmp_path: Path) 
 def test_a_coordinator_without_tls_is_said_to_have_none(
     guarded: RunningCoordinator, authority: Authority
 ) -> None:
-    with pytest.raises(CredentialsError, match="the server doesn't speak TLS"):
+    text = "the server doesn't speak TLS, as no control address on loopback does; leave out"
+    with pytest.raises(CredentialsError, match=text):
         connect(guarded.control, tls=TLS(ca=authority.file), timeout=60)
     done = run("coordinator", "status", f"--control={guarded.control}", f"--ca={authority.file}")
     assert done.returncode == 1
-    assert "the server doesn't speak TLS" in done.stderr
+    assert text in done.stderr
+
+
+def test_who_takes_the_participants_address_for_it_is_told_so(tmp_path: Path, authority: Authority) -> None:
+    options = ["--workers=1", *authority.server().options, f"--tls-client-ca={authority.file}"]
+    with start_coordinator(tmp_path / "log", *options) as coordinator:
+        done = run("coordinator", "status", f"--control={coordinator.listen}", f"--ca={authority.file}")
+        assert "most likely that is where participants connect" in done.stderr
 
 
 def test_a_renewed_certificate_is_shown_and_nobody_is_cut_off(public: Public) -> None:

@@ -203,11 +203,11 @@ def test_a_certificate_of_the_servers_that_is_out_of_date(authority: Authority) 
 
 
 def test_a_server_of_another_name(authority: Authority) -> None:
-    with tls_server(authority.issue("a.example", "b.example", "10.0.0.1")) as port:
+    with tls_server(authority.issue("a.example", "b.example", "10.0.0.1", "::1")) as port:
         for host in (HOST, "localhost"):
             assert why(port, TLS(authority.ca), host) == (
-                f"the server's certificate is for a.example and b.example and 10.0.0.1, not for {host}; "
-                f"connect to a name that it is for, or give the server one for {host}"
+                f"the server's certificate is for a.example and b.example and 10.0.0.1 and ::1, not for "
+                f"{host}; connect to a name that it is for, or give the server one for {host}"
             )
     with tls_server(authority.issue(*[f"{letter}.example" for letter in "abcdefg"])) as port:
         assert "e.example and others, not for" in (why(port, TLS(authority.ca)) or "")
