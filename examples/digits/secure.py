@@ -14,7 +14,9 @@ import click
 
 from coordinator import MusterError
 from coordinator.certs import make
+from coordinator.token_file import read
 from coordinator.tokens_cli import issue
+from manager.tokens import TokensError, parse
 
 HOSPITALS = [f"hospital-{number}" for number in range(1, 6)]
 """Ids of the participants: what their certificates and tokens name."""
@@ -37,24 +39,27 @@ SCRIPT = "training"
 def main(path: Path) -> None:
     """Make what Procfile.secure needs: certificates, keys and tokens, in a folder that only you can enter.
 
-    What is there already is kept.
+    What is there already is kept, but for tokens that have been revoked: they are replaced.
     """
     try:
         certs = make(path, participants=HOSPITALS)
-    except MusterError as error:
-        raise click.ClickException(str(error)) from None
-    for line in certs.made:
-        click.echo(f"made {line}")
-    for name in HOSPITALS:
-        make_token(name, path / "tokens.txt", certs.participant(name).key.with_suffix(".token"))
-    make_token(SCRIPT, path / "scripts.txt", path / f"{SCRIPT}.token")
+        for line in certs.made:
+            click.echo(f"made {line}")
+        for name in HOSPITALS:
+            make_token(name, path / "tokens.txt", certs.participant(name).key.with_suffix(".token"))
+        make_token(SCRIPT, path / "scripts.txt", path / f"{SCRIPT}.token")
+    except (MusterError, TokensError) as error:
+        raise click.ClickException(f"{error}; or delete {path} to begin anew") from None
     click.echo(f"certificates and tokens are in {path}")
 
 
 def make_token(name: str, file: Path, out: Path) -> None:
-    """Writes a token to ``out``, unless that is there, and its hash to ``file``."""
-    if not out.exists():
-        issue.main([name, "--file", str(file), "--out", str(out)], standalone_mode=False)
+    """Writes a token to ``out``, and its hash to ``file``, unless there is one that is valid."""
+    if out.exists():
+        if file.exists() and parse(read(file)).find(read(out).strip()) is not None:
+            return
+        out.unlink()  # it has been revoked
+    issue.main([name, "--file", str(file), "--out", str(out)], standalone_mode=False)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,23 @@ def test_a_hospital_that_has_come_later_gets_what_it_needs(
     assert new == {"hospital-6.pem", "hospital-6.key", "hospital-6.token"}
 
 
+def test_a_token_that_has_been_revoked_is_replaced(tmp_path: Path) -> None:
+    place = tmp_path / "secure"
+    make(place)
+    before = files(place)
+    revoke = ["tokens", "revoke", "hospital-3", "--file", str(place / "tokens.txt")]
+    assert CliRunner().invoke(cli.main, revoke).exit_code == 0
+
+    assert make(place).exit_code == 0
+
+    after = files(place)
+    assert {path.name for path in after if after[path] != before[path]} == {"tokens.txt", "hospital-3.token"}
+    token = (place / "participants" / "hospital-3.token").read_text().strip()
+    found = parse((place / "tokens.txt").read_text()).find(token)
+    assert found is not None
+    assert found.name == "hospital-3"
+
+
 def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
 
