@@ -101,7 +101,8 @@ def test_the_secure_procfile_trains_a_model_and_ends_by_itself(
     lines = re.findall(r"round (\d+)  accuracy (0\.\d{3})  5 of 5 answered", shown)
     assert [number for number, _ in lines] == ["1", "2", "3"], shown
     assert float(lines[-1][1]) > 0.85
-    assert "5 participants are here, on 2 workers, with 1437 examples" in shown
+    # Five connections may well end up at one worker: the kernel spreads them.
+    assert re.search(r"5 participants are here, on [12] workers, with 1437 examples", shown), shown
     assert "Traceback" not in shown
     assert is_png(tmp_path / "accuracy.png")
     assert left_running(environment) == []
