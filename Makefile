@@ -42,6 +42,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.gather
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.keepalive
+	$(BIN)/python -m benchmarks.tls
 	$(BIN)/python -m benchmarks.flower
 	$(BIN)/python -m benchmarks.flower --size 1000000
 
