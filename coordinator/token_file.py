@@ -1,12 +1,14 @@
-"""The file of tokens, changed safely: one change at a time, each wholly or not at all, for the owner alone.
+"""The file of tokens, changed safely: one change at a time, each wholly or not at all.
 
-manager/tokens.py decides what is in it. Running workers see each change by themselves.
+A new one is for the owner alone. One that the group may read stays so, for that may be how the coordinator
+reads it: if it couldn't any more, nobody would be revoked. manager/tokens.py decides what is in it. Running workers see each change by themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +93,8 @@ def _replace(path: Path, text: str, before: os.stat_result) -> None:
             os.fsync(descriptor)
             if hasattr(os, "fchown") and (before.st_uid, before.st_gid) != (os.getuid(), os.getgid()):
                 os.fchown(descriptor, before.st_uid, before.st_gid)  # root changes it for its owner
+            if hasattr(os, "fchmod"):
+                os.fchmod(descriptor, 0o600 | before.st_mode & stat.S_IRGRP)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -153,13 +153,22 @@ def test_those_who_have_tokens_are_listed_without_them(file: Path) -> None:
 def test_comments_and_links_stay_and_others_can_not_read_it_any_more(file: Path, tmp_path: Path) -> None:
     there = tmp_path / "elsewhere"
     there.write_text("# ours\n")
-    there.chmod(0o644)
+    there.chmod(0o606)
     file.symlink_to(there)
     issue(file, "a")
     assert file.is_symlink()
     assert there.read_text().startswith("# ours\na ")
     assert mode(there) == 0o600
     assert sorted(each.name for each in tmp_path.iterdir()) == ["elsewhere", "tokens"], "nothing is left over"
+
+
+def test_who_could_read_it_by_the_group_still_can(file: Path) -> None:
+    """It may be the coordinator, which must see who is revoked."""
+    issue(file, "a")
+    file.chmod(0o664)
+    tokens("revoke", "a", "--file", file)
+    assert file.read_text() == ""
+    assert mode(file) == 0o640
 
 
 def test_many_at_once_lose_nothing(file: Path) -> None:
