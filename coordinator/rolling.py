@@ -46,38 +46,54 @@ class RollingRestart:
     async def renew(self, *, everybody: bool) -> None:
         """Restarts the workers that were adopted and run with other settings than these, one by one.
 
-        ``everybody``: all that were adopted, for they are of another version.
+        Those that let in who is to be kept out from now on, all at once, and without waiting for calls: those
+        of the earlier life are lost anyway. ``everybody``: all that were adopted, for they are of another
+        version.
         """
         supervisor = self._supervisor
         outdated = [slot for slot in supervisor.adopted if everybody or supervisor.outdated(slot)]
         for slot in outdated:
             what = "is of another version" if everybody else "runs with other settings"
             log.info("worker %d %s; it is started again", slot.index, what)
+        lax = [slot for slot in outdated if supervisor.lets_others_in(slot)]
         try:
-            async for _ in self._in_turn(outdated):
+            await self._together(lax)
+            async for _ in self._in_turn([slot for slot in outdated if slot not in lax]):
                 pass
         except Closed:
             pass  # they all end
         except WorkerBootError as error:
             log.error("%s; those that are left go on as they are", error)
 
+    async def _together(self, slots: Sequence[Slot]) -> None:
+        self.active = True
+        try:
+            done = await asyncio.gather(*(self._one(slot, 0.0) for slot in slots), return_exceptions=True)
+        finally:
+            self.active = False
+        for error in done:
+            if isinstance(error, WorkerBootError):
+                log.error("%s", error)
+            elif isinstance(error, BaseException):
+                raise error
+
     async def _in_turn(self, slots: Sequence[Slot]) -> AsyncGenerator[Slot]:
         self.active = True
         try:
             for slot in slots:
-                await self._one(slot)
+                await self._one(slot, self._grace)
                 yield slot
         finally:
             self.active = False
 
-    async def _one(self, slot: Slot) -> None:
+    async def _one(self, slot: Slot, grace: float) -> None:
         supervisor = self._supervisor
         self._check()
         while slot.process is not None and not slot.booted:  # it couldn't be asked, and a signal would end it
             await self._look_again(slot)
         before = slot.incarnation
-        supervisor.renew(slot, self._grace)
-        deadline = self._loop.time() + self._grace + STOP_SLACK
+        supervisor.renew(slot, grace)
+        deadline = self._loop.time() + grace + STOP_SLACK
         while not (slot.booted and slot.incarnation > before):
             if slot.incarnation == before and slot.process is not None and self._loop.time() > deadline:
                 log.warning("worker %d does not stop by itself", slot.index)

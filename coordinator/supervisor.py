@@ -164,6 +164,10 @@ class Supervisor:
         """Whether its worker runs with other settings than these."""
         return slot.arguments != self._arguments(slot)
 
+    def lets_others_in(self, slot: Slot) -> bool:
+        """Whether its worker goes by other rules of who may take part, and of what others may hear."""
+        return not set(self._settings.security.arguments()) <= set(slot.arguments)
+
     def renew(self, slot: Slot, grace: float) -> None:
         """Asks the worker of this slot to make room for the next; starts that if the slot was given up."""
         if slot.given_up:

@@ -20,7 +20,7 @@ import grpc
 import psutil
 import pytest
 
-from coordinator import Coordinator, connect
+from coordinator import Coordinator, CoordinatorGone, connect
 from manager import Security, create_participant_manager
 from manager.gate import Gate
 from protos import messages, stream_pb2
@@ -447,6 +447,38 @@ def test_a_coordinator_that_is_started_again_with_tokens_renews_workers_without(
         with start_coordinator(tmp_path / "second.log", *again) as second:
             eventually(lambda: not any(worker.is_running() for worker in workers), timeout=30)
             eventually(lambda: {worker["state"] for worker in second.status()["workers"]} == {"up"})
+            assert ended(devices.one(second.listen, hello("anybody")))[0] == "UNAUTHENTICATED"
+            devices.one(second.listen, hello(), token=tokens.issued["a"])
+            eventually(lambda: echoes(second, 1) == ["a"])
+    finally:
+        first.end()
+        for worker in workers:
+            if worker.is_running():
+                worker.kill()
+
+
+def test_workers_that_let_in_strangers_go_at_once_and_wait_for_nobody(
+    tmp_path: Path, devices: Devices, tokens: Tokens
+) -> None:
+    """Else the last of them would wait for what the others' participants still work on."""
+    tokens.issue("a")
+    first = RunningCoordinator(tmp_path / "first.log", "--workers=3")
+    workers = first.children()
+    try:
+        joined = devices.join(first.listen, 12)
+        eventually(lambda: all(worker["participants"] for worker in first.status()["workers"]))
+        with ThreadPoolExecutor(1) as pool, connect(first.control) as connection:
+            cohort = connection.get_participants(12, timeout=PATIENCE)
+            call = pool.submit(cohort.run, instruction("hold"), timeout=PATIENCE)
+            eventually(lambda: all(device.holding.is_set() for device in joined))
+            first.send(signal.SIGKILL)
+            first.popen.wait()
+            assert isinstance(call.exception(), CoordinatorGone)
+        again = [f"--listen={first.listen}", f"--control={first.control}", "--grace=120"]
+        with start_coordinator(tmp_path / "second.log", "--workers=3", *again, tokens.option) as second:
+            eventually(lambda: all(device.ended for device in joined))
+            eventually(lambda: {worker["state"] for worker in second.status()["workers"]} == {"up"})
+            assert not any(worker.is_running() for worker in workers)
             assert ended(devices.one(second.listen, hello("anybody")))[0] == "UNAUTHENTICATED"
             devices.one(second.listen, hello(), token=tokens.issued["a"])
             eventually(lambda: echoes(second, 1) == ["a"])
