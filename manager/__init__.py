@@ -19,6 +19,7 @@ admission.py ★    who may join now, and when the others are told to come back
 crowds.py ★       how many streams one address may have
 identity.py ★     who a participant is, by its credentials
 tokens.py ★       what a file of tokens says
+peer_certificate.py ★  what gRPC doesn't see in a participant's certificate
 sequence.py ★     what of a link has to be sent again
 liveness.py ★     whether the other side of a link lives
 linkend.py ★      how one end of a link loses nothing

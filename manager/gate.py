@@ -1,13 +1,15 @@
 """Lets in who has the credentials that are asked for, before anything of a participant is kept.
 
-A thin shell around identity.py and tokens.py: a token is looked at in a call's metadata before there is a
-handler for it, a certificate's name in the handler's context, which is where gRPC has it. The servicer gets
-the identity as an argument. TLS itself refuses who has no certificate, or one of another authority.
+A thin shell around identity.py, tokens.py and peer_certificate.py: a token is looked at in a call's metadata
+before there is a handler for it, a certificate's name in the handler's context, which is where gRPC has it.
+The servicer gets the identity as an argument. TLS itself refuses who has no certificate, or one of another
+authority.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,11 @@ class Gate(grpc.aio.ServerInterceptor):
         Raises TokensError if the file can't be read.
         """
         self._servicer = servicer
-        self._certificates = certificates
+        self._check: Callable[[bytes, datetime], None] | None = None
+        if certificates:
+            from manager.peer_certificate import check
+
+            self._check = check
         self._tokens = None if tokens is None else Watched("tokens", [tokens], partial(read_tokens, tokens))
 
     async def intercept_service(
@@ -64,13 +70,22 @@ class Gate(grpc.aio.ServerInterceptor):
 
     async def _enter(self, token: Identity | None, requests: AsyncIterator[bytes], context: _Context) -> None:
         try:
-            identity = agreed(token, certified(context.auth_context()) if self._certificates else None)
+            identity = agreed(token, self._certified(context))
             if identity is not None and not self._holds(identity):  # revoked between the two
                 raise UnauthenticatedError(_NOT_VALID)
         except UnauthenticatedError as error:
             await self._servicer.refuse(requests, context, text=str(error))
             return
         await self._servicer.connect(requests, context, identity)
+
+    def _certified(self, context: _Context) -> str | None:
+        """Whose certificate it is."""
+        if self._check is None:
+            return None
+        properties = context.auth_context()
+        name = certified(properties)
+        self._check(next(iter(properties.get("x509_pem_cert", ())), b""), datetime.now(UTC))
+        return name
 
     def _holds(self, identity: Identity) -> bool:
         return self._tokens is None or self._tokens.value.holds(identity)

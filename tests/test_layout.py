@@ -41,6 +41,7 @@ SANS_IO = [
     "manager/crowds.py",
     "manager/identity.py",
     "manager/tokens.py",
+    "manager/peer_certificate.py",
     "manager/sequence.py",
     "manager/linkend.py",
     "manager/confirmations.py",

@@ -14,6 +14,7 @@ from manager.gate import Gate
 from manager.identity import Identity
 from manager.servicer import MOST_HEARD_OUT
 from manager.tokens import added, make_token
+from tests.manager.test_peer_certificate import certificate
 from tests.manager.test_servicer import Context, Served, on_a_loop, settled
 
 A, B = make_token(b"a" * 32), make_token(b"b" * 32)
@@ -60,7 +61,11 @@ class Guarded:
         handler = await self.gate.intercept_service(find, details)
         assert handler is not None
         assert handler.stream_stream is not None
-        peer = Peer({} if name is None else {"x509_common_name": [name.encode()]})
+        properties = {}
+        if name is not None:
+            pem = certificate((name,))
+            properties = {"x509_common_name": [name.partition("\0")[0].encode()], "x509_pem_cert": [pem]}
+        peer = Peer(properties)
         if says_something:
             peer.incoming.put_nowait(b"")
         serve: Any = handler.stream_stream

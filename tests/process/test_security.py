@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,9 @@ def test_a_participant_is_known_by_its_certificate(
         )
         made_up = come("", authority.participant("anonymous-1"))
         assert ended(made_up)[0] == "UNAUTHENTICATED"
-        eventually(lambda: coordinator.status()["unauthenticated"] == 2)
+        cut_off = come("", authority.participant("hospital-7\0.example.org"))
+        assert ended(cut_off) == ("UNAUTHENTICATED", "the name in the certificate has a NUL byte in it")
+        eventually(lambda: coordinator.status()["unauthenticated"] == 3)
         assert echoes(coordinator, 3) == ["hospital-7", "hospital-8", "hospital-9.example.org"]
         assert first.ended is None
 
@@ -223,6 +226,28 @@ def test_who_has_no_good_certificate_does_not_get_through_the_handshake(
         assert coordinator.status()["participants"] == 0
         devices.one(coordinator.listen, hello(), credentials(authority, good))
         assert echoes(coordinator, 1) == ["hospital-7"]
+
+
+def test_a_certificate_that_has_expired_opens_no_stream_on_a_connection_that_it_has(
+    tmp_path: Path, devices: Devices, authority: Authority
+) -> None:
+    """Nor by a TLS session that is resumed: TLS looks at it once."""
+    options = [*authority.server().options, f"--tls-client-ca={authority.file}"]
+    with start_coordinator(tmp_path / "log", "--workers=1", *options) as coordinator:
+        soon = datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=5)
+        tls = credentials(authority, authority.participant("a", not_after=soon))
+        with grpc.secure_channel(coordinator.listen, tls) as channel:
+
+            def comes_and_goes() -> Any:
+                call = connect_by(channel)(iter([b""]))
+                with contextlib.suppress(grpc.RpcError):
+                    for _ in call:
+                        pass
+                return call
+
+            assert comes_and_goes().code() is grpc.StatusCode.OK
+            eventually(lambda: comes_and_goes().code() is grpc.StatusCode.UNAUTHENTICATED)
+            assert comes_and_goes().details() == "the certificate has expired"
 
 
 # Tokens
