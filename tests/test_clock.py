@@ -26,9 +26,12 @@ FOR_PEOPLE = {
     "protos/tls.py",
     "coordinator/authority.py",
     "coordinator/certs.py",
+    "manager/gate.py",
+    "manager/peer_certificate.py",
 }
 """Files that tell people the time, in log lines or beside a certificate's, or date certificates, and decide
-nothing by it that happens between processes."""
+nothing by it that happens between processes, but for one thing: whether a certificate has expired, which is
+said in such times."""
 
 MISLEADING = {"os.utime", "st_mtime", "st_ctime", "st_atime", "create_time"}
 """Other ways to come by a wall-clock time."""
