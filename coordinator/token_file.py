@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from coordinator import private
 from manager.errors import MusterError
 
 T = TypeVar("T")
@@ -49,11 +50,9 @@ def write_new(path: Path, text: str) -> None:
     """Writes a file that isn't there yet, for the owner alone. Raises TokenFileError."""
     with _explaining(path, "write"):
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            private.write(path, text.encode())
         except FileExistsError:
             raise TokenFileError(f"{path} is there already; remove it, or name another file") from None
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from coordinator import Connection, Coordinator, connect
 from manager import ParticipantManager, create_participant_manager
 from manager.proxy import ParticipantProxy
+from tests.authority import Authority
 from tests.process.reducers import REDUCERS
 from tests.support import Devices, eventually, instruction
 
@@ -39,6 +41,11 @@ def devices() -> Iterator[Devices]:
     devices = Devices()
     yield devices
     devices.close()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,17 @@ def start_coordinator(
         coordinator.end()
 
 
+def again(coordinator: RunningCoordinator) -> list[str]:
+    """The options by which the next one finds its workers."""
+    return [f"--listen={coordinator.listen}", f"--control={coordinator.control}"]
+
+
+def kill(coordinator: RunningCoordinator) -> None:
+    """Kills it, but not its workers."""
+    coordinator.send(signal.SIGKILL)
+    coordinator.popen.wait()
+
+
 @contextmanager
 def killed(log: Path, *options: str) -> Iterator[RunningCoordinator]:
     """A coordinator that the block must kill, and whose workers do not outlive the block for long."""

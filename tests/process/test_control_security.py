@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import stat
 import subprocess
@@ -24,7 +23,7 @@ from coordinator import TLS, Connection, Coordinator, CoordinatorGone, Credentia
 from manager import StartError
 from protos import control_pb2
 from tests.authority import Authority, Pair, Tokens
-from tests.process.running import RunningCoordinator, run, start_coordinator
+from tests.process.running import RunningCoordinator, kill, run, start_coordinator
 from tests.support import PATIENCE, Devices, eventually, instruction
 
 METHODS = control_pb2.DESCRIPTOR.services_by_name["Control"].methods
@@ -38,11 +37,6 @@ def issued(directory: Path) -> Tokens:
     tokens = Tokens(directory)
     tokens.issue("alice", "bob")
     return tokens
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 # Tokens, on loopback
@@ -301,8 +295,7 @@ def test_the_socket_of_one_that_lives_is_refused_and_that_of_one_that_was_killed
         )
         assert first.status()["pid"] == first.pid
         workers = first.children()
-        first.send(signal.SIGKILL)
-        first.popen.wait()
+        kill(first)
         assert path.is_socket()
         with start_coordinator(tmp_path / "second.log", *options, f"--listen={first.listen}") as second:
             assert second.status()["pid"] == second.pid

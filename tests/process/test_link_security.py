@@ -9,7 +9,6 @@ import contextlib
 import os
 import random
 import re
-import signal
 import socket
 import stat
 import subprocess
@@ -29,7 +28,7 @@ from coordinator.certs import make
 from manager.link_keys import coordinator_keys, worker_keys
 from tests.fuzz import live
 from tests.fuzz.strangers import LinkStranger, hello_of
-from tests.process.running import RunningCoordinator, link_endpoint, run, start_coordinator
+from tests.process.running import RunningCoordinator, kill, killed, link_endpoint, run, start_coordinator
 from tests.support import PATIENCE, Devices, eventually, instruction
 
 Options = Mapping[int, int | bytes]
@@ -201,31 +200,23 @@ def test_no_key_is_on_a_command_line_or_in_the_log(running: live.Cluster, keys: 
 
 
 @contextlib.contextmanager
-def killed(
+def gone(
     tmp_path: Path, keys: Path, devices: Devices
 ) -> Iterator[tuple[RunningCoordinator, list[str], list[dict[str, Any]]]]:
     """One with a participant per worker; the options to start it again with, and its workers."""
     options = ["--workers=2", "--orphan-grace=90", f"--run-dir={tmp_path / 'run'}", f"--link-keys={keys}"]
-    first = RunningCoordinator(tmp_path / "first.log", *options, "--link=tcp://127.0.0.1:0")
-    workers = first.children()
-    try:
+    with killed(tmp_path / "first.log", *options, "--link=tcp://127.0.0.1:0") as first:
         devices.join(first.listen, 8)
         eventually(lambda: first.status()["participants"] == 8)
         before = first.status()["workers"]
         options += [f"--link={link_endpoint(tmp_path / 'run')}", f"--listen={first.listen}"]
-        first.send(signal.SIGKILL)
-        first.popen.wait()
+        kill(first)
         yield first, options, before
-    finally:
-        first.end()
-        for worker in workers:
-            if worker.is_running():
-                worker.kill()
 
 
 def test_one_that_is_started_again_has_its_workers_back(tmp_path: Path, keys: Path, devices: Devices) -> None:
     with (
-        killed(tmp_path, keys, devices) as (_, options, before),
+        gone(tmp_path, keys, devices) as (_, options, before),
         start_coordinator(tmp_path / "second.log", *options) as second,
         connect(second.control) as connection,
     ):
@@ -238,7 +229,7 @@ def test_its_workers_wait_for_it_though_somebody_else_has_its_port_meanwhile(
     tmp_path: Path, keys: Path, devices: Devices
 ) -> None:
     """One that speaks ZeroMQ, but no CURVE: for ZeroMQ itself that would be the end of it."""
-    with killed(tmp_path, keys, devices) as (first, options, before):
+    with gone(tmp_path, keys, devices) as (first, options, before):
         host, _, port = link_endpoint(tmp_path / "run").removeprefix("tcp://").rpartition(":")
         with contextlib.ExitStack() as stack:
             somebody = stack.enter_context(socket.create_server((host, int(port))))
@@ -257,7 +248,7 @@ def test_its_workers_wait_for_it_though_somebody_else_has_its_port_meanwhile(
 
 def test_with_other_keys_it_gets_other_workers(tmp_path: Path, keys: Path, devices: Devices) -> None:
     own = make(tmp_path / "certs").link
-    with killed(tmp_path, own, devices) as (first, options, before):
+    with gone(tmp_path, own, devices) as (first, options, before):
         for file in keys.iterdir():
             (own / file.name).write_bytes(file.read_bytes())
         with start_coordinator(tmp_path / "second.log", *options) as second:

@@ -16,21 +16,12 @@ import psutil
 import pytest
 
 from coordinator import CoordinatorGone, connect
-from tests.process.running import RunningCoordinator, killed, run, start_coordinator
+from tests.process.running import RunningCoordinator, again, kill, killed, run, start_coordinator
 from tests.support import Devices, eventually, instruction
 
 
 def pids(coordinator: RunningCoordinator) -> list[int]:
     return [worker["pid"] for worker in coordinator.status()["workers"]]
-
-
-def again(coordinator: RunningCoordinator) -> list[str]:
-    return [f"--listen={coordinator.listen}", f"--control={coordinator.control}"]
-
-
-def kill(coordinator: RunningCoordinator) -> None:
-    coordinator.send(signal.SIGKILL)
-    coordinator.popen.wait()
 
 
 @pytest.mark.parametrize("ports", ["--share-port", "--own-ports"])

@@ -6,7 +6,6 @@ Clients are raw gRPC, independent of the SDK, or the standard library's TLS.
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import ssl
 import time
@@ -27,17 +26,21 @@ from manager.gate import Gate
 from protos import messages, stream_pb2
 from tests.authority import FUTURE, PAST, Authority, Pair, Tokens
 from tests.fuzz import strangers
-from tests.process.running import BIN, Process, RunningCoordinator, run, start_coordinator
+from tests.process.running import (
+    BIN,
+    Process,
+    RunningCoordinator,
+    again,
+    kill,
+    killed,
+    run,
+    start_coordinator,
+)
 from tests.support import CONNECT, PATIENCE, Device, Devices, eventually, instruction
 
 P = stream_pb2.ParticipantMessage
 REVOKED = "the token of this participant has been revoked"
 INVALID = "the token is not valid, or not any more"
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 @pytest.fixture
@@ -432,15 +435,12 @@ def test_a_coordinator_that_is_killed_finds_its_workers_and_they_keep_streams_an
 ) -> None:
     tokens.issue("a", "b")
     options = ["--workers=2", *authority.server().options, tokens.option]
-    first = RunningCoordinator(tmp_path / "first.log", *options)
-    workers = first.children()
-    try:
+    with killed(tmp_path / "first.log", *options) as first:
+        workers = first.children()
         device = devices.one(first.listen, hello(), credentials(authority), tokens.issued["a"])
         eventually(lambda: first.status()["participants"] == 1)
-        first.send(signal.SIGKILL)
-        first.popen.wait()
-        again = [f"--listen={first.listen}", f"--control={first.control}"]
-        with start_coordinator(tmp_path / "second.log", *options, *again) as second:
+        kill(first)
+        with start_coordinator(tmp_path / "second.log", *options, *again(first)) as second:
             assert echoes(second, 1) == ["a"]
             assert device.ended is None
             assert {worker["pid"] for worker in second.status()["workers"]} == {each.pid for each in workers}
@@ -450,36 +450,24 @@ def test_a_coordinator_that_is_killed_finds_its_workers_and_they_keep_streams_an
             assert ended(stranger)[0] == "UNAUTHENTICATED"
             tokens.revoke("a")
             assert ended(device) == ("UNAUTHENTICATED", REVOKED)
-    finally:
-        first.end()
-        for worker in workers:
-            if worker.is_running():
-                worker.kill()
 
 
 def test_a_coordinator_that_is_started_again_with_tokens_renews_workers_without(
     tmp_path: Path, devices: Devices, tokens: Tokens
 ) -> None:
     tokens.issue("a")
-    first = RunningCoordinator(tmp_path / "first.log", "--workers=2")
-    workers = first.children()
-    try:
+    with killed(tmp_path / "first.log", "--workers=2") as first:
+        workers = first.children()
         devices.one(first.listen, hello("anybody"))
         eventually(lambda: first.status()["participants"] == 1)
-        first.send(signal.SIGKILL)
-        first.popen.wait()
-        again = ["--workers=2", f"--listen={first.listen}", f"--control={first.control}", tokens.option]
-        with start_coordinator(tmp_path / "second.log", *again) as second:
+        kill(first)
+        options = ["--workers=2", *again(first), tokens.option]
+        with start_coordinator(tmp_path / "second.log", *options) as second:
             eventually(lambda: not any(worker.is_running() for worker in workers), timeout=30)
             eventually(lambda: {worker["state"] for worker in second.status()["workers"]} == {"up"})
             assert ended(devices.one(second.listen, hello("anybody")))[0] == "UNAUTHENTICATED"
             devices.one(second.listen, hello(), token=tokens.issued["a"])
             eventually(lambda: echoes(second, 1) == ["a"])
-    finally:
-        first.end()
-        for worker in workers:
-            if worker.is_running():
-                worker.kill()
 
 
 def test_workers_that_let_in_strangers_go_at_once_and_wait_for_nobody(
@@ -487,31 +475,24 @@ def test_workers_that_let_in_strangers_go_at_once_and_wait_for_nobody(
 ) -> None:
     """Else the last of them would wait for what the others' participants still work on."""
     tokens.issue("a")
-    first = RunningCoordinator(tmp_path / "first.log", "--workers=3")
-    workers = first.children()
-    try:
+    with killed(tmp_path / "first.log", "--workers=3") as first:
+        workers = first.children()
         joined = devices.join(first.listen, 12)
         eventually(lambda: all(worker["participants"] for worker in first.status()["workers"]))
         with ThreadPoolExecutor(1) as pool, connect(first.control) as connection:
             cohort = connection.get_participants(12, timeout=PATIENCE)
             call = pool.submit(cohort.run, instruction("hold"), timeout=PATIENCE)
             eventually(lambda: all(device.holding.is_set() for device in joined))
-            first.send(signal.SIGKILL)
-            first.popen.wait()
+            kill(first)
             assert isinstance(call.exception(), CoordinatorGone)
-        again = [f"--listen={first.listen}", f"--control={first.control}", "--grace=120"]
-        with start_coordinator(tmp_path / "second.log", "--workers=3", *again, tokens.option) as second:
+        options = ["--workers=3", *again(first), "--grace=120", tokens.option]
+        with start_coordinator(tmp_path / "second.log", *options) as second:
             eventually(lambda: all(device.ended for device in joined))
             eventually(lambda: {worker["state"] for worker in second.status()["workers"]} == {"up"})
             assert not any(worker.is_running() for worker in workers)
             assert ended(devices.one(second.listen, hello("anybody")))[0] == "UNAUTHENTICATED"
             devices.one(second.listen, hello(), token=tokens.issued["a"])
             eventually(lambda: echoes(second, 1) == ["a"])
-    finally:
-        first.end()
-        for worker in workers:
-            if worker.is_running():
-                worker.kill()
 
 
 # What is refused at the start

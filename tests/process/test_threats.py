@@ -24,11 +24,6 @@ from tests.support import PATIENCE, Devices, eventually, instruction
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
-@pytest.fixture
 def tokens(tmp_path: Path) -> Tokens:
     made = Tokens(tmp_path)
     made.issue("a", "b")
