@@ -135,9 +135,9 @@ class Dispatcher:
             self.ended(member)
             return
         self._send()  # what is meant for its old session goes to that
-        self.pool.move(member, time.monotonic())
+        until = self.pool.move(member, time.monotonic())
         self.calls.moved(member)
-        self._watch(self.pool.next_deadline)
+        self._watch(until)
         self._schedule()
 
     def returned(self, newcomer: Member, tag: int = 0) -> Member | None:

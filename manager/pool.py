@@ -136,8 +136,8 @@ class Pool:
         self._changed = True
         return replaced
 
-    def move(self, member: Member, now: float) -> None:
-        """The member has been told to reconnect, and is expected back (``missing``).
+    def move(self, member: Member, now: float) -> float:
+        """The member has been told to reconnect. Returns until when it is expected back (``missing``).
 
         It keeps its lease, but nobody else gets it meanwhile.
         """
@@ -145,9 +145,11 @@ class Pool:
         del self._members[member.key]
         if self._by_id.get(member.participant_id) is member:
             del self._by_id[member.participant_id]
-        self._moving[member.key] = (member, self._last_return + self.return_time)
+        until = self._last_return + self.return_time
+        self._moving[member.key] = (member, until)
         self._moving_by_id[member.participant_id] = member
         self._changed = True
+        return until
 
     def back(self, newcomer: Member) -> Member | None:
         """Who this newcomer is, if it was expected: that member is pooled again, in its session."""
