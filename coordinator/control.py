@@ -33,7 +33,7 @@ from manager.gate import read_tokens
 from manager.listen import Address, probe
 from manager.logs import keep_headers_out
 from manager.members import Member
-from manager.watched import keep_looking
+from manager.watched import keep_looking, troubles
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
 
@@ -216,6 +216,11 @@ class ControlServer:
     def refused(self) -> int:
         """Calls without a valid token, so far."""
         return self._gate.refused if self._gate is not None else 0
+
+    @property
+    def troubles(self) -> list[str]:
+        """What is wrong with files of certificates and tokens, a sentence each."""
+        return troubles(self._certificates, self._gate)
 
     async def start(self, address: ControlAddress) -> None:
         """Raises AddressInUse or StartError if it can't listen there, or its files can't be used."""

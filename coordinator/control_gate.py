@@ -82,6 +82,11 @@ class ControlGate(grpc.aio.ServerInterceptor):
         finally:
             self._inside.pop(task, None)
 
+    @property
+    def trouble(self) -> str:
+        """Why tokens stay as they were; empty if they don't."""
+        return self._tokens.trouble
+
     def look(self) -> bool:
         """Whether there are other tokens now. Does a little input and output."""
         return self._tokens.look()

@@ -253,6 +253,8 @@ class RunningCoordinator:
             turned_away=self.workers.turned_away
             + sum(worker.heartbeat.turned_away for worker in self.workers.workers),
             unauthenticated=sum(worker.heartbeat.unauthenticated for worker in self.workers.workers),
+            closed_connections=sum(worker.heartbeat.closed_connections for worker in self.workers.workers),
+            troubles=self._troubles(),
             refused_scripts=self._control.refused if self._control is not None else 0,
             link_errors=self.workers.link_errors,
             counters=control_pb2.Counters(
@@ -276,11 +278,18 @@ class RunningCoordinator:
                     violations=worker.heartbeat.violations,
                     turned_away=worker.heartbeat.turned_away,
                     unauthenticated=worker.heartbeat.unauthenticated,
+                    closed_connections=worker.heartbeat.closed_connections,
                     heard_seconds_ago=worker.downlink.silent_for(now) if worker.address else 0.0,
                 )
                 for worker in self.workers.workers
             ],
         )
+
+    def _troubles(self) -> list[str]:
+        """Each once, though several processes use the same files."""
+        own = self._control.troubles if self._control is not None else []
+        heard = [trouble for worker in self.workers.workers for trouble in worker.heartbeat.troubles]
+        return list(dict.fromkeys([*own, *heard]))
 
     def _state(self, index: int) -> str:
         """The state of a worker in a word for people."""

@@ -151,12 +151,14 @@ def render_status(status: control_pb2.Status, load: CpuLoad | None = None) -> Re
         ("moving", status.moving),
         ("turned away", status.turned_away),
         ("unauthenticated", status.unauthenticated),
+        ("closed connections", status.closed_connections),
         ("refused scripts", status.refused_scripts),
         ("link errors", status.link_errors),
     ):
         if count:
             parts.append(f"{count:,} {name}")
-    return Group(head, table, Text(" · ".join(parts)))
+    troubles = [Text(trouble, "bold red") for trouble in status.troubles]
+    return Group(head, table, Text(" · ".join(parts)), *troubles)
 
 
 def render_participants(participants: Iterable[control_pb2.Participant]) -> Table:
@@ -198,7 +200,7 @@ def as_dict(message: Message) -> dict[str, Any]:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             result[field.name] = dict(value)
         elif field.message_type is None:
-            result[field.name] = value
+            result[field.name] = value if isinstance(value, str | int | float) else list(value)
         elif isinstance(value, Message):
             result[field.name] = as_dict(value)
         else:

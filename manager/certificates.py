@@ -50,9 +50,17 @@ class Certificates:
         self._client_ca = client_ca
         files = [cert, key, *([client_ca] if client_ca is not None else [])]
         self._watched = Watched("the certificates", files, lambda: load(cert, key, client_ca))
+        self._refused = ""  # why peers will refuse it; empty if they won't
         self._due: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)  # what gRPC hasn't got yet
         self._tried_at = time.monotonic()
         self._say("serving with", self._watched.value.until, self._watched.value.trouble)
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it, as a sentence; empty if nothing is."""
+        if self._watched.trouble or not self._refused:
+            return self._watched.trouble
+        return f"peers will refuse the certificate in {self._cert}: {self._refused}"
 
     def credentials(self) -> grpc.ServerCredentials:
         """For a server's port. To be used for one."""
@@ -79,7 +87,7 @@ class Certificates:
             until, trouble = try_pair(self._cert, self._key)
         except CertificateError:
             return  # so they have changed, and it has been said
-        if trouble != self._trouble:
+        if trouble != self._refused:
             self._say("serving with", until, trouble)
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
@@ -90,7 +98,7 @@ class Certificates:
             return None
 
     def _say(self, verb: str, until: str, trouble: str) -> None:
-        self._trouble = trouble
+        self._refused = trouble
         if trouble:
             log.error("%s the certificate in %s, which peers will refuse: %s", verb, self._cert, trouble)
         else:

@@ -5,14 +5,19 @@ Loopback and Unix sockets don't count: what comes from there is this machine's o
 proxy of it.
 
 Above the limit participants are told when to come back, like all others that there is no room for. They have
-to be waited for until they have gone, so they count as well; above twice the limit streams just end.
+to be waited for until they have gone, so they count as well; above twice the limit streams just end. How many
+connections there may be without a stream, connections.py decides.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import Enum, auto
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple, TypeVar
 from urllib.parse import unquote
+
+K = TypeVar("K")
 
 
 class Entry(Enum):
@@ -21,47 +26,84 @@ class Entry(Enum):
     NEVER = auto()  # cut off
 
 
+class Place(NamedTuple):
+    """Where somebody is: the other end of a connection."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+
+    @property
+    def origin(self) -> str | None:
+        """The address to count for; None if it doesn't count."""
+        if self.address.is_loopback:
+            return None
+        if isinstance(self.address, IPv6Address):
+            return f"{IPv6Address(int(self.address) >> 64 << 64)}/64"
+        return str(self.address)
+
+
 class Crowds:
     """The streams of one worker, counted by where they come from. Each enters once, and leaves once."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._streams: dict[str, int] = {}
+        self._streams: Counter[str] = Counter()
+        self._places: Counter[Place] = Counter()
 
     def enter(self, peer: str) -> Entry:
         """A stream begins. ``peer`` is gRPC's name for the other end."""
-        if (origin := origin_of(peer)) is None:
+        place, origin = _known(peer)
+        if place is not None:
+            self._places[place] += 1
+        if origin is None:
             return Entry.IN
-        number = self._streams[origin] = self._streams.get(origin, 0) + 1
+        self._streams[origin] += 1
+        number = self._streams[origin]
         if number <= self._most:
             return Entry.IN
         return Entry.LATER if number <= 2 * self._most else Entry.NEVER
 
     def leave(self, peer: str) -> None:
         """A stream that had entered has ended, whatever it was told."""
-        if (origin := origin_of(peer)) is not None:
-            self._streams[origin] -= 1
-            if not self._streams[origin]:
-                del self._streams[origin]
+        place, origin = _known(peer)
+        if place is not None:
+            _less(self._places, place)
+        if origin is not None:
+            _less(self._streams, origin)
+
+    def at(self, place: Place) -> bool:
+        """Whether there is a stream from there."""
+        return place in self._places
 
     def __len__(self) -> int:
         """How many addresses there are streams from."""
         return len(self._streams)
 
 
-def origin_of(peer: str) -> str | None:
-    """The address to count for; None if the peer doesn't count. An unknown form counts for itself."""
-    scheme, _, rest = peer.partition(":")
-    if scheme not in ("ipv4", "ipv6"):
-        return None if scheme.startswith("unix") else peer
-    host = unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
+def place_of(host: str, port: int) -> Place | None:
+    """None if ``host`` is no address. IPv4 is IPv4 in whatever form it comes."""
     try:
-        address: IPv4Address | IPv6Address = ip_address(host)
+        address = ip_address(host.partition("%")[0])
     except ValueError:
-        return peer
-    if isinstance(address, IPv6Address):
-        mapped = address.ipv4_mapped
-        if mapped is None:
-            return None if address.is_loopback else f"{IPv6Address(int(address) >> 64 << 64)}/64"
-        address = mapped
-    return None if address.is_loopback else str(address)
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return Place(address, port)
+
+
+def _known(peer: str) -> tuple[Place | None, str | None]:
+    """Where a peer is, and what it counts for. One of an unknown form counts for itself."""
+    scheme, _, rest = peer.partition(":")
+    if scheme.startswith("unix"):
+        return None, None
+    if scheme in ("ipv4", "ipv6"):
+        host, _, port = unquote(rest).rpartition(":")
+        if port.isascii() and port.isdecimal() and (place := place_of(host.strip("[]"), int(port))):
+            return place, place.origin
+    return None, peer
+
+
+def _less(counter: Counter[K], key: K) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]

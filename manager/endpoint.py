@@ -6,20 +6,28 @@ Decides gRPC's settings; each has its reason beside it. What is said on the stre
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
+from collections import Counter
 from os import fspath
+from typing import Final
 
 import grpc.aio
 
 from manager.certificates import Certificates
+from manager.connections import Connections
 from manager.errors import StartError
 from manager.gate import Gate
 from manager.limits import Limits
 from manager.listen import Address
-from manager.logs import keep_headers_out
+from manager.logs import Sparingly, keep_headers_out
+from manager.open_sockets import OpenSockets
 from manager.security import Security
 from manager.servicer import Servicer
-from manager.watched import keep_looking
+from manager.watched import keep_looking, troubles
 from protos.chunks import MAX_FRAME_SIZE
+
+log = logging.getLogger("muster.security")
 
 MIN_PING_INTERVAL = 5.0
 """Seconds between two pings of a participant that is just bearable. It is told to ping every 10 s, whatever
@@ -64,6 +72,11 @@ def server_options(limits: Limits) -> dict[str, int]:
     }
 
 
+CLOSING_INTERVAL: Final = 1.0
+CLOSING_SHARE: Final = 0.02
+"""Seconds between two looks at which connections are to be closed; and what share of the time they may take,
+of which there is more the more connections there are."""
+
 CLOSE_TIMEOUT = 1.0
 """Seconds that participants who have been told to reconnect get to close their streams."""
 
@@ -77,7 +90,8 @@ class Endpoint:
         self._security = security
         self._certificates: Certificates | None = None
         self._gate: Gate | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._connections = Connections(limits.max_per_address, limits.idle_timeout)
+        self._tasks: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
 
     async def start(self, address: Address, *, share_port: bool) -> Address:
@@ -112,9 +126,15 @@ class Endpoint:
                 text += ", or gRPC can't use the key: it must be RSA, or ECDSA on the curve P-256 or P-384"
             raise StartError(text) from error
         await self._server.start()
+        self._tasks.append(asyncio.create_task(self._keep_closing(OpenSockets(port))))
         if self._certificates is not None or self._gate is not None:
-            self._watching = asyncio.create_task(keep_looking(self._look))
+            self._tasks.append(asyncio.create_task(keep_looking(self._look)))
         return Address(address.host, port)
+
+    @property
+    def closed_connections(self) -> int:
+        """Those that were too many from one address, or had no stream for too long, so far."""
+        return self._connections.closed
 
     def _secure(self, security: Security) -> None:
         if security.tls is not None:
@@ -124,12 +144,36 @@ class Endpoint:
             file = None if tokens is None else fspath(tokens)
             self._gate = Gate(self._servicer, file, certificates=by_certificate)
 
+    @property
+    def troubles(self) -> list[str]:
+        """What is wrong with files of certificates and tokens, a sentence each."""
+        return troubles(self._certificates, self._gate)
+
     async def _look(self) -> None:
         """Takes over what has changed in the files. In a thread: a disk may be slow."""
         if self._certificates is not None:
             await asyncio.to_thread(self._certificates.look)
         if self._gate is not None and await asyncio.to_thread(self._gate.look):
             self._gate.clear_out()
+
+    async def _keep_closing(self, sockets: OpenSockets) -> None:
+        sparingly = Sparingly(log)
+        while True:
+            began = time.monotonic()
+            try:
+                await self._close_some(sockets, sparingly)
+            except Exception:  # the next look may succeed
+                sparingly.exception("closing", "can't look which connections are to be closed")
+            await asyncio.sleep(max(CLOSING_INTERVAL, (time.monotonic() - began) / CLOSING_SHARE))
+
+    async def _close_some(self, sockets: OpenSockets, sparingly: Sparingly) -> None:
+        found = await sockets.look()
+        due = self._connections.look(found.values(), self._servicer.crowds.at, time.monotonic())
+        for descriptor, connection in found.items():
+            if connection.id in due:
+                sockets.close(descriptor, connection)
+        for reason, number in Counter(due.values()).items():
+            sparingly.warning(reason.name, "closed %d connections: %s", number, reason.value)
 
     async def drain(self, grace: float) -> None:
         """Takes no new streams, sends participants elsewhere, and ends.
@@ -145,8 +189,8 @@ class Endpoint:
             end.cancel()
         await self._server.stop(CLOSE_TIMEOUT)
         await stopping
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._tasks:
+            task.cancel()
 
     def hasten(self, grace: float) -> None:
         """Gives a drain that is under way ``grace`` seconds from now at most."""

@@ -90,6 +90,11 @@ class Gate(grpc.aio.ServerInterceptor):
     def _holds(self, identity: Identity) -> bool:
         return self._tokens is None or self._tokens.value.holds(identity)
 
+    @property
+    def trouble(self) -> str:
+        """Why tokens stay as they were; empty if they don't."""
+        return "" if self._tokens is None else self._tokens.trouble
+
     def look(self) -> bool:
         """Whether there are other tokens now. Does a little input and output."""
         return self._tokens is not None and self._tokens.look()

@@ -110,7 +110,8 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
             "default": _DEFAULTS.max_per_address,
             "metavar": "N",
             "help": "Streams from one address per worker (IPv6: from one /64); others are told to come back "
-            "later. Loopback is exempt. Raise it where many participants are behind one NAT or proxy.",
+            "later. Connections may be twice as many, then those without a stream are closed. Loopback is "
+            "exempt. Raise it where many participants are behind one NAT or proxy.",
         },
     ),
     (
@@ -199,7 +200,8 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
             "type": click.FloatRange(0.1, 3600),
             "default": _DEFAULTS.idle_timeout,
             "metavar": "SECONDS",
-            "help": "For how long there may be a connection without a stream. Streams may be idle for ever.",
+            "help": "For how long there may be a connection without a stream, or 1.5 times as long if its "
+            "streams are refused. Streams may be idle for ever.",
         },
     ),
     (

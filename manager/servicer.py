@@ -106,7 +106,7 @@ class Servicer:
             random=random.random,
             now=self._loop.time(),
         )
-        self._crowds = Crowds(limits.max_per_address)
+        self.crowds = Crowds(limits.max_per_address)
         self._open: set[Stream] = set()  # of whatever kind
         self._silent: dict[Stream, float] = {}  # those that have said nothing yet, oldest first; since when
         self.streams: dict[int, Stream] = {}  # those of pooled participants
@@ -186,12 +186,12 @@ class Servicer:
     ) -> None:
         """The life of one stream. ``identity`` is known from credentials, if there are to be any."""
         peer = context.peer()
-        entry = self._crowds.enter(peer)
+        entry = self.crowds.enter(peer)
         if entry is not Entry.IN or (len(self._open) >= self._room.streams and not self._make_room()):
             try:
                 await self._turn_away(context, entry)
             finally:
-                self._crowds.leave(peer)
+                self.crowds.leave(peer)
             return
         stream = Stream(next(self._ids), context, identity)
         reason, verdict, gone = EndReason.LOST, None, False
@@ -217,7 +217,7 @@ class Servicer:
                 raise
         finally:
             self._open.discard(stream)
-            self._crowds.leave(peer)
+            self.crowds.leave(peer)
             self._silent.pop(stream, None)
             self._overdue.forget(stream)
             self._parting.pop(stream.id, None)

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from manager.logs import Sparingly
 
@@ -40,7 +40,7 @@ class Watched(Generic[T]):
         self._read = read
         self._taken = self._seen = self._stamps()  # first: what changes while it is read is read again
         self._restless = 0
-        self._trouble = ""
+        self.trouble = ""  # why there is no newer value, as a sentence
         self.value = read()
 
     def look(self) -> bool:
@@ -57,15 +57,28 @@ class Watched(Generic[T]):
         try:
             self.value = self._read()
         except ValueError as error:
-            if str(error) != self._trouble:
-                log.error("%s stay as they were: %s", self._what, error)
-            self._trouble = str(error)
+            trouble = f"{self._what} stay as they were: {error}"
+            if trouble != self.trouble:
+                log.error(trouble)
+            self.trouble = trouble
             return False
-        self._taken, self._trouble = stamps, ""
+        self._taken, self.trouble = stamps, ""
         return True
 
     def _stamps(self) -> list[_Stamp]:
         return [_stamp(file) for file in self._files]
+
+
+class Watcher(Protocol):
+    """What holds something that is read anew."""
+
+    @property
+    def trouble(self) -> str: ...
+
+
+def troubles(*watchers: Watcher | None) -> list[str]:
+    """What is wrong with their files, a sentence each."""
+    return [each.trouble for each in watchers if each is not None and each.trouble]
 
 
 async def keep_looking(look: Callable[[], Awaitable[None]]) -> None:

@@ -260,6 +260,8 @@ class Worker:
             violations=self._servicer.violations,
             turned_away=self._servicer.turned_away,
             unauthenticated=self._servicer.unauthenticated,
+            closed_connections=self._endpoint.closed_connections,
+            troubles=self._endpoint.troubles,
             shares_memory=self._opens_memory,
         )
 

@@ -159,6 +159,8 @@ class Status(google.protobuf.message.Message):
     DRAINING_FIELD_NUMBER: builtins.int
     REFUSED_SCRIPTS_FIELD_NUMBER: builtins.int
     UNAUTHENTICATED_FIELD_NUMBER: builtins.int
+    CLOSED_CONNECTIONS_FIELD_NUMBER: builtins.int
+    TROUBLES_FIELD_NUMBER: builtins.int
     version: builtins.str
     listen: builtins.str
     control: builtins.str
@@ -186,10 +188,16 @@ class Status(google.protobuf.message.Message):
     """calls of scripts and commands without a valid token, so far"""
     unauthenticated: builtins.int
     """participants refused or cut off because of their credentials, so far"""
+    closed_connections: builtins.int
+    """of strangers: too many from one address, or without a stream for too long"""
     @property
     def counters(self) -> Global___Counters: ...
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Worker]: ...
+    @property
+    def troubles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """what is wrong with files of certificates and tokens"""
+
     def __init__(
         self,
         *,
@@ -214,9 +222,11 @@ class Status(google.protobuf.message.Message):
         draining: builtins.bool = ...,
         refused_scripts: builtins.int = ...,
         unauthenticated: builtins.int = ...,
+        closed_connections: builtins.int = ...,
+        troubles: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["counters", b"counters"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attached", b"attached", "busy", b"busy", "calls", b"calls", "control", b"control", "counters", b"counters", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "leased", b"leased", "link_errors", b"link_errors", "listen", b"listen", "moving", b"moving", "participants", b"participants", "pid", b"pid", "refused_scripts", b"refused_scripts", "rss_bytes", b"rss_bytes", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "uptime_seconds", b"uptime_seconds", "version", b"version", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attached", b"attached", "busy", b"busy", "calls", b"calls", "closed_connections", b"closed_connections", "control", b"control", "counters", b"counters", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "leased", b"leased", "link_errors", b"link_errors", "listen", b"listen", "moving", b"moving", "participants", b"participants", "pid", b"pid", "refused_scripts", b"refused_scripts", "rss_bytes", b"rss_bytes", "troubles", b"troubles", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "uptime_seconds", b"uptime_seconds", "version", b"version", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
 
 Global___Status: typing_extensions.TypeAlias = Status
 
@@ -269,6 +279,7 @@ class Worker(google.protobuf.message.Message):
     HEARD_SECONDS_AGO_FIELD_NUMBER: builtins.int
     TURNED_AWAY_FIELD_NUMBER: builtins.int
     UNAUTHENTICATED_FIELD_NUMBER: builtins.int
+    CLOSED_CONNECTIONS_FIELD_NUMBER: builtins.int
     index: builtins.int
     incarnation: builtins.int
     pid: builtins.int
@@ -281,6 +292,7 @@ class Worker(google.protobuf.message.Message):
     heard_seconds_ago: builtins.float
     turned_away: builtins.int
     unauthenticated: builtins.int
+    closed_connections: builtins.int
     def __init__(
         self,
         *,
@@ -296,8 +308,9 @@ class Worker(google.protobuf.message.Message):
         heard_seconds_ago: builtins.float = ...,
         turned_away: builtins.int = ...,
         unauthenticated: builtins.int = ...,
+        closed_connections: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "cpu_seconds", b"cpu_seconds", "heard_seconds_ago", b"heard_seconds_ago", "incarnation", b"incarnation", "index", b"index", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "state", b"state", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "closed_connections", b"closed_connections", "cpu_seconds", b"cpu_seconds", "heard_seconds_ago", b"heard_seconds_ago", "incarnation", b"incarnation", "index", b"index", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "state", b"state", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "violations", b"violations"]) -> None: ...
 
 Global___Worker: typing_extensions.TypeAlias = Worker
 

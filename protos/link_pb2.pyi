@@ -696,6 +696,8 @@ class Heartbeat(google.protobuf.message.Message):
     SHARES_MEMORY_FIELD_NUMBER: builtins.int
     TURNED_AWAY_FIELD_NUMBER: builtins.int
     UNAUTHENTICATED_FIELD_NUMBER: builtins.int
+    CLOSED_CONNECTIONS_FIELD_NUMBER: builtins.int
+    TROUBLES_FIELD_NUMBER: builtins.int
     sent: builtins.int
     """the highest sequence sent so far: shows the peer a gap at the tail"""
     cpu_seconds: builtins.float
@@ -708,6 +710,12 @@ class Heartbeat(google.protobuf.message.Message):
     """participants told to come back later because of a limit, so far"""
     unauthenticated: builtins.int
     """streams refused or ended because of their credentials, so far"""
+    closed_connections: builtins.int
+    """that were too many from one address, or without a stream for too long"""
+    @property
+    def troubles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """what is wrong with files of certificates and tokens, a sentence each"""
+
     def __init__(
         self,
         *,
@@ -718,8 +726,10 @@ class Heartbeat(google.protobuf.message.Message):
         shares_memory: builtins.bool = ...,
         turned_away: builtins.int = ...,
         unauthenticated: builtins.int = ...,
+        closed_connections: builtins.int = ...,
+        troubles: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "shares_memory", b"shares_memory", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["closed_connections", b"closed_connections", "cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "shares_memory", b"shares_memory", "troubles", b"troubles", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "violations", b"violations"]) -> None: ...
 
 Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
 

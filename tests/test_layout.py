@@ -39,6 +39,7 @@ SANS_IO = [
     "manager/session.py",
     "manager/admission.py",
     "manager/crowds.py",
+    "manager/connections.py",
     "manager/identity.py",
     "manager/tokens.py",
     "manager/peer_certificate.py",

@@ -149,3 +149,12 @@ def test_what_was_refused_is_shown_where_there_is_any() -> None:
     assert "unauthenticated" not in shown(render_status(STATUS))
     status = control_pb2.Status(unauthenticated=1_234, turned_away=2)
     assert "2 turned away · 1,234 unauthenticated" in shown(render_status(status))
+
+
+def test_what_is_wrong_with_files_is_shown() -> None:
+    status = control_pb2.Status(troubles=["the tokens stay as they were: can't read t: No such file"])
+    assert (
+        shown(render_status(status))
+        .rstrip()
+        .endswith("the tokens stay as they were: can't read t: No such file")
+    )

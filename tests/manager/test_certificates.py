@@ -164,8 +164,14 @@ def test_one_that_peers_will_refuse_is_served_but_said_loudly(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     pair = authority.server(**PAST)
-    Served(pair)
-    (record,) = caplog.records
+    served = Served(pair)
+    assert served.certificates.trouble == (
+        f"peers will refuse the certificate in {pair.cert}: certificate has expired"
+    )
+    pair.replace(authority.server())
+    served.look()
+    assert served.certificates.trouble == ""
+    record = caplog.records[0]
     assert record.levelname == "ERROR"
     assert record.getMessage() == (
         f"serving with the certificate in {pair.cert}, which peers will refuse: certificate has expired"

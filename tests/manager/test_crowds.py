@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.crowds import Crowds, Entry, origin_of
+from manager.crowds import Crowds, Entry, Place, place_of
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,34 @@ from manager.crowds import Crowds, Entry, origin_of
     ],
 )
 def test_an_address_is_known_whatever_its_port_and_form(peer: str, origin: str) -> None:
-    assert origin_of(peer) == origin
+    crowds = Crowds(1)
+    host = "10.1.2.3" if origin == "10.1.2.3" else origin.removesuffix("/64")
+    assert crowds.enter(f"ipv{4 if '.' in host else 6}:[{host}]:9") is Entry.IN
+    assert crowds.enter(peer) is Entry.LATER
+    assert len(crowds) == 1
+
+
+@pytest.mark.parametrize(
+    ("peer", "host", "port"),
+    [
+        ("ipv4:10.1.2.3:50000", "10.1.2.3", 50000),
+        ("ipv4:10.1.2.3:50000", "::ffff:10.1.2.3", 50000),
+        ("ipv6:%5Bfe80::1%25eth0%5D:7", "fe80::1%2", 7),
+        ("ipv6:%5B::1%5D:7", "::1", 7),
+    ],
+)
+def test_it_is_known_from_where_there_is_a_stream(peer: str, host: str, port: int) -> None:
+    """In gRPC's words and in the system's, also where it doesn't count."""
+    crowds, place = Crowds(1), place_of(host, port)
+    assert place is not None
+    crowds.enter(peer)
+    crowds.enter(peer)
+    assert crowds.at(place)
+    assert not crowds.at(Place(place.address, port + 1))
+    crowds.leave(peer)
+    assert crowds.at(place)
+    crowds.leave(peer)
+    assert not crowds.at(place)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +66,6 @@ def test_an_address_is_known_whatever_its_port_and_form(peer: str, origin: str) 
     ],
 )
 def test_what_comes_from_this_machine_does_not_count(peer: str) -> None:
-    assert origin_of(peer) is None
     crowds = Crowds(1)
     assert [crowds.enter(peer) for _ in range(5)] == [Entry.IN] * 5
     assert not len(crowds)

@@ -288,7 +288,7 @@ async def test_streams_above_those_of_one_address_are_told_to_come_back_and_then
     later, _ = await served.joined(peer="ipv4:10.0.0.1:99")
     assert later.reconnect is None
     await served.close()
-    assert not len(served.servicer._crowds)
+    assert not len(served.servicer.crowds)
     assert served.servicer.violations == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.watched import MOST_PATIENCE, Watched, read_bytes
+from manager.watched import MOST_PATIENCE, Watched, read_bytes, troubles
 
 
 class Files:
@@ -99,9 +99,11 @@ def test_what_can_not_be_read_changes_nothing_and_is_said_once(
         "the files stay as they were: new and old don't fit"
     ]
     assert caplog.records[0].levelno == logging.ERROR
+    assert troubles(None, files.watched) == ["the files stay as they were: new and old don't fit"]
     files.replace(1, "new")
     assert [files.watched.look(), files.watched.look()] == [False, True]
     assert files.watched.value == ["new", "new"]
+    assert troubles(None, files.watched) == []
 
 
 def test_a_file_that_is_gone_is_said_and_missed_no_longer_when_it_is_back(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import select
 import signal
 import socket
 from pathlib import Path
@@ -14,7 +16,7 @@ from tests.authority import Tokens
 from tests.fuzz import http2
 from tests.process.running import RunningCoordinator, start_coordinator
 from tests.process.test_admission import WithFewFiles
-from tests.process.test_security import ended, hello
+from tests.process.test_security import elsewhere, ended, hello, needs_a_network
 from tests.support import PATIENCE, Devices, eventually
 
 
@@ -87,6 +89,60 @@ def test_connections_that_strangers_make_do_not_keep_a_token_from_being_revoked(
         assert coordinator.wait() == 0, coordinator.output
     finally:
         coordinator.end()
+
+
+@needs_a_network
+def test_connections_from_one_address_have_a_limit_and_participants_there_keep_theirs(
+    tmp_path: Path, devices: Devices, tokens: Tokens
+) -> None:
+    """Whoever holds many takes them from others."""
+    tokens.issue("b")
+    options = ["--workers=1", "--listen=0.0.0.0:0", "--insecure", "--max-per-address=3", tokens.option]
+    with start_coordinator(tmp_path / "log", *options) as coordinator:
+        port = int(coordinator.listen.rpartition(":")[2])
+        device = devices.one(f"{elsewhere()}:{port}", hello(), token=tokens.issued["a"])
+        eventually(lambda: coordinator.status()["participants"] == 1)
+        with contextlib.ExitStack() as stack:
+            local = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+            strangers = [
+                stack.enter_context(socket.create_connection((elsewhere(), port), PATIENCE))
+                for _ in range(20)
+            ]
+            eventually(lambda: sum(map(has_ended, strangers)) >= 15)
+            eventually(lambda: coordinator.status()["closed_connections"] == 15)
+            assert sum(map(has_ended, strangers)) == 15
+            assert not has_ended(local)
+            assert device.ended is None
+            # Nor do those that are left keep another one out.
+            devices.one(f"{elsewhere()}:{port}", hello(), token=tokens.issued["b"])
+            eventually(lambda: coordinator.status()["participants"] == 2)
+        assert coordinator.output.count("--max-per-address") == 1
+
+
+def has_ended(connection: socket.socket) -> bool:
+    """Whether its other end has closed it."""
+    readable, _, _ = select.select([connection], [], [], 0)
+    try:
+        return bool(readable) and not connection.recv(1 << 16)
+    except ConnectionResetError:
+        return True
+
+
+def test_a_stranger_keeps_no_connection_by_asking_again_and_again(tmp_path: Path, tokens: Tokens) -> None:
+    with start_coordinator(tmp_path / "log", "--workers=1", "--idle-timeout=2", tokens.option) as coordinator:
+        host, _, port = coordinator.listen.rpartition(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as stranger:
+            stranger.sendall(http2.hello() + http2.frame(http2.SETTINGS, flags=1))
+            numbers = itertools.count(1, 2)
+
+            def asks_in_vain() -> bool:
+                stranger.sendall(opened_and_reset(next(numbers)))
+                return has_ended(stranger)
+
+            with contextlib.suppress(ConnectionError):
+                eventually(asks_in_vain)
+        eventually(lambda: coordinator.status()["closed_connections"] == 1)
+        assert "--idle-timeout" in coordinator.output
 
 
 @pytest.mark.parametrize(("files", "most"), [(230, 230), (1000, 400)], ids=["all of them", "a part"])

@@ -165,6 +165,7 @@ def test_a_certificate_is_renewed_and_no_stream_is_cut(
         Path(server.key).write_text("junk")
         said = "the certificates stay as they were: "
         eventually(lambda: said in coordinator.output)
+        eventually(lambda: [each.startswith(said) for each in coordinator.status()["troubles"]] == [True])
         assert handshake(coordinator.listen, authority)[0] == "TLSv1.3"
         assert len(echoes(coordinator, 9)) == 9
 
@@ -489,7 +490,7 @@ def test_workers_that_let_in_strangers_go_at_once_and_wait_for_nobody(
         with start_coordinator(tmp_path / "second.log", *options) as second:
             eventually(lambda: all(device.ended for device in joined))
             eventually(lambda: {worker["state"] for worker in second.status()["workers"]} == {"up"})
-            assert not any(worker.is_running() for worker in workers)
+            eventually(lambda: not any(worker.is_running() for worker in workers))
             assert ended(devices.one(second.listen, hello("anybody")))[0] == "UNAUTHENTICATED"
             devices.one(second.listen, hello(), token=tokens.issued["a"])
             eventually(lambda: echoes(second, 1) == ["a"])

@@ -1,0 +1,104 @@
+"""What is seen of the connections to a port of this process, and what closing one does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from manager.connections import Connection
+from manager.crowds import place_of
+from manager.open_sockets import SLICE, OpenSockets
+from tests.support import PATIENCE
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems don't list a process's files")
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+class Port:
+    """One that this process listens at."""
+
+    def __init__(self, stack: ExitStack, host: str = "127.0.0.1") -> None:
+        self._stack = stack
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listening = stack.enter_context(socket.socket(family))
+        self._listening.bind((host, 0))
+        self._listening.listen(200)
+        self.port = self._listening.getsockname()[1]
+
+    def connected(self, host: str = "127.0.0.1") -> tuple[socket.socket, socket.socket]:
+        """Both ends: the one that connects, and the one that was accepted."""
+        far = self._stack.enter_context(socket.create_connection((host, self.port), PATIENCE))
+        near, _ = self._listening.accept()
+        near.settimeout(PATIENCE)
+        return far, self._stack.enter_context(near)
+
+
+def look(sockets: OpenSockets) -> dict[int, Connection]:
+    return asyncio.run(sockets.look())
+
+
+def place(connection: socket.socket) -> object:
+    return place_of(*connection.getsockname()[:2])
+
+
+def test_connections_that_were_accepted_are_seen_from_where_they_come_until_they_close(
+    stack: ExitStack,
+) -> None:
+    port, other = Port(stack), Port(stack)
+    sockets = OpenSockets(port.port)
+    other.connected()
+    assert look(sockets) == {}
+    far, near = port.connected()
+    found = look(sockets)
+    assert {descriptor: each.place for descriptor, each in found.items()} == {near.fileno(): place(far)}
+    more = [port.connected() for _ in range(SLICE)]
+    again = look(sockets)
+    assert again[near.fileno()] == found[near.fileno()]
+    assert len({each.id for each in again.values()}) == len(again) == 1 + SLICE
+    for pair in more:
+        pair[1].close()
+    assert look(sockets) == found
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_ipv4_at_a_port_of_ipv6_is_ipv4(stack: ExitStack) -> None:
+    port = Port(stack, "::")
+    far, _ = port.connected("127.0.0.1")
+    far6, _ = port.connected("::1")
+    assert {each.place for each in look(OpenSockets(port.port)).values()} == {place(far), place(far6)}
+
+
+def test_closing_one_ends_it_for_both_sides_and_no_other(stack: ExitStack) -> None:
+    port = Port(stack)
+    far, near = port.connected()
+    other_far, other_near = port.connected()
+    sockets = OpenSockets(port.port)
+    sockets.close(near.fileno(), look(sockets)[near.fileno()])
+    assert far.recv(1) == near.recv(1) == b""
+    other_far.sendall(b"x")
+    assert other_near.recv(1) == b"x"
+
+
+def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(stack: ExitStack) -> None:
+    port = Port(stack)
+    _, near = port.connected()
+    sockets = OpenSockets(port.port)
+    found = look(sockets)[near.fileno()]
+    far, new = port.connected()
+    os.dup2(new.fileno(), near.fileno())
+    sockets.close(near.fileno(), found)
+    far.sendall(b"x")
+    assert new.recv(1) == b"x"
+    near.close()
+    sockets.close(near.fileno(), found)  # nor is it an error that there is none
