@@ -107,8 +107,15 @@ class Run:
         cluster, shape = self._cluster, self._shape
         await cluster.start()
         observer = cluster.observer
-        if await observer.until(lambda: observer.sessions.keys() == self._everybody, PATIENCE) is None:
-            raise ChaosError(f"only {len(observer.sessions)} of {len(self._everybody)} participants came")
+
+        def there() -> bool:
+            workers = observer.status.workers
+            return observer.sessions.keys() == self._everybody and all(each.state == "up" for each in workers)
+
+        if await observer.until(there, PATIENCE) is None:
+            states = ", ".join(each.state for each in observer.status.workers)
+            came = f"{len(observer.sessions)} of {len(self._everybody)} participants"
+            raise ChaosError(f"only {came} came, to workers that are {states}")
         for index in range(shape.scripts):
             cluster.start_script(index)
         await asyncio.sleep(WARM_UP)

@@ -193,4 +193,4 @@ class SpoolMachine(RuleBasedStateMachine):
 
 
 TestSpool = pytest.mark.skipif(not CAN_SHARE, reason="no shared memory here")(SpoolMachine.TestCase)
-TestSpool.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestSpool.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)

@@ -389,7 +389,7 @@ def test_an_encoded_result_is_the_message_of_the_same_arguments(
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"tensors": {"x": object()}},
+        {"tensors": {"x": ...}},
         {"tensors": {"x": np.ones(2, complex)}},
         {"tensors": {3: np.ones(2)}},
         {"tensors": {"\ud800": np.ones(2)}},
