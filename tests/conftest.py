@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import psutil
@@ -20,6 +20,16 @@ from tests.support import eventually
 settings.register_profile("muster", deadline=None, max_examples=50)
 settings.register_profile("muster-ci", parent=settings.get_profile("muster"), derandomize=True)
 settings.load_profile("muster-ci" if os.environ.get("CI") else "muster")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What tests log may be no Unicode. Where they run in several processes it is sent all the same."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(autouse=True, scope="session")
