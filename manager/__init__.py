@@ -45,6 +45,7 @@ errors.py         what can be caught
 **doing**
 dispatcher.py     carries out what pool and calls decide
 servicer.py       reads the participants' streams
+refusals.py       ends the streams of those who may not stay
 blobs.py          large payloads that processes share
 spool.py          room for large answers while they arrive
 stream.py         writes to one of them

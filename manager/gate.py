@@ -54,7 +54,7 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             shown = self._show(details)
         except UnauthenticatedError as error:
-            return _handler(partial(self._servicer.refuse, text=str(error)))
+            return _handler(partial(self._refuse, text=str(error)))
         if await continuation(details) is None:
             return None  # there is no such method
         return _handler(partial(self._enter, shown))
@@ -74,9 +74,12 @@ class Gate(grpc.aio.ServerInterceptor):
             if identity is not None and not self._holds(identity):  # revoked between the two
                 raise UnauthenticatedError(_NOT_VALID)
         except UnauthenticatedError as error:
-            await self._servicer.refuse(requests, context, text=str(error))
+            await self._refuse(requests, context, text=str(error))
             return
         await self._servicer.connect(requests, context, identity)
+
+    async def _refuse(self, _requests: AsyncIterator[bytes], context: _Context, *, text: str) -> None:
+        await self._servicer.refusals.stranger(context, text)
 
     def _certified(self, context: _Context) -> str | None:
         """Whose certificate it is."""

@@ -8,7 +8,6 @@ told to a ``Sink``: in a worker the link to the coordinator (worker.py), in a si
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import random
@@ -28,9 +27,10 @@ from manager.incoming import add_chunk, read_hello
 from manager.limits import Limits, room
 from manager.logs import Sparingly
 from manager.overdue import Overdue
+from manager.refusals import Refusals
 from manager.session import Action, BreachError, Session, State
 from manager.spool import Spool
-from manager.stream import Stream, reconnect_message
+from manager.stream import Stream
 from manager.verdicts import (
     CHUNK_TIMEOUT,
     LEAVE_TIMEOUT,
@@ -40,7 +40,6 @@ from manager.verdicts import (
     STALLED,
     STAYED,
     EndReason,
-    Verdict,
     speechless,
 )
 from protos import stream_pb2
@@ -55,12 +54,6 @@ SERVICE = "muster.stream.v1.ParticipantManager"
 SILENT_TIME: Final = 5.0
 """Seconds after which a stream on which nothing was ever said has to make room for others, when there is
 none."""
-
-
-HEAR_OUT_TIME: Final = 1.0
-MOST_HEARD_OUT: Final = 16
-"""Seconds that a refused stream gets for its first message, and how many get them at once: a stranger's
-message may take up 4 MiB. The others are cut off."""
 
 
 class TooLargeError(Exception):
@@ -110,9 +103,7 @@ class Servicer:
         self._open: set[Stream] = set()  # of whatever kind
         self._silent: dict[Stream, float] = {}  # those that have said nothing yet, oldest first; since when
         self.streams: dict[int, Stream] = {}  # those of pooled participants
-        self.violations = 0
-        self._refusing = 0  # streams that are heard out before they are refused
-        self.unauthenticated = 0  # streams refused or ended because of their credentials
+        self.refusals = Refusals()
         self.draining = False
         self._parting: dict[int, Callable[[], None]] = {}  # who is yet to be told to go, and how
         self.drained = asyncio.Event()  # draining, and nobody is pooled, or to be told to go, any more
@@ -162,22 +153,6 @@ class Servicer:
             if stream.identity is not None and not holds(stream.identity):
                 stream.cut(REVOKED)
 
-    async def refuse(
-        self, _requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes], *, text: str
-    ) -> None:
-        """Ends a stream whose peer has not shown who it is. Nothing of it is kept."""
-        self._unauthenticated("refused", f"a participant at {context.peer()}", text)
-        if self._refusing < MOST_HEARD_OUT:
-            self._refusing += 1
-            try:
-                # A client whose first message is cut off may see that error (INTERNAL) rather than this one.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(HEAR_OUT_TIME):
-                        await context.read()
-            finally:
-                self._refusing -= 1
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
-
     async def connect(
         self,
         _requests: AsyncIterator[bytes],
@@ -225,7 +200,7 @@ class Servicer:
             self._out(stream, verdict[0] if verdict is not None else reason)
             stream.close() if gone else await stream.settle()
         if verdict is not None:
-            await self._abort(stream, context, verdict)
+            await self.refusals.cut_off(stream, context, verdict)
 
     async def _converse(self, stream: Stream, context: grpc.aio.ServicerContext[bytes, bytes]) -> bool:
         """Reads until the end; returns whether the participant took its leave."""
@@ -352,26 +327,14 @@ class Servicer:
 
     async def _turn_away(self, context: grpc.aio.ServicerContext[bytes, bytes], entry: Entry) -> None:
         """There are so many streams, of all or of one address, that this one can't stay."""
-        delay = self._admission.full(self._loop.time())
         if entry is Entry.IN:  # else the process would run out of files
             text = f"there are {len(self._open)} streams, as many as there may be"
         else:
             text = (
                 f"more than {self._limits.max_per_address} streams are from one address (--max-per-address)"
             )
-        text += f"; come back in {delay:.0f} s"
-        self._log.warning("no room", "ended the stream of a participant at %s: %s", context.peer(), text)
-        if entry is Entry.NEVER:  # not one more is waited for
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-        await context.write(reconnect_message(delay))
-        # What it may be saying at this moment is taken in: else its gRPC might report that error alone.
-        data: Any = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_TIMEOUT):
-                while data is not grpc.aio.EOF:
-                    data = await context.read()
-                return
-        await context.abort(grpc.StatusCode.UNAVAILABLE, text)
+        delay = self._admission.full(self._loop.time())
+        await self.refusals.too_many(context, text, delay, wait=entry is not Entry.NEVER)
 
     def _out(self, stream: Stream, reason: EndReason.ValueType) -> None:
         """The participant, if it was pooled, isn't any more."""
@@ -382,18 +345,3 @@ class Servicer:
     def _check_drained(self) -> None:
         if self.draining and not self.streams and not self._parting:
             self.drained.set()
-
-    async def _abort(
-        self, stream: Stream, context: grpc.aio.ServicerContext[bytes, bytes], verdict: Verdict
-    ) -> None:
-        reason, code, text = verdict
-        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            self._unauthenticated(code.name, str(stream), text)
-        elif reason == EndReason.VIOLATION:
-            self.violations += 1
-            self._log.warning(code.name, "ended the stream of %s: %s", stream, text)
-        await context.abort(code, text)
-
-    def _unauthenticated(self, kind: str, who: str, text: str) -> None:
-        self.unauthenticated += 1
-        self._log.warning(kind, "ended the stream of %s: %s", who, text)

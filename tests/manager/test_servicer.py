@@ -189,7 +189,7 @@ async def test_those_for_whom_there_is_no_room_are_told_to_come_back_and_nobody_
     away.say(LEAVE)
     away.half_close()
     assert await away.status() == (grpc.StatusCode.OK, "")
-    assert served.servicer.violations == 0
+    assert served.servicer.refusals.violations == 0
     assert len(served.sink.events) == 2
     await served.close()
 
@@ -257,7 +257,7 @@ async def test_who_says_nothing_in_time_is_ended_and_counted_and_who_says_hello_
     code, text = await silent.status()
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert text == "no first message came in 0.1 s; connect again, and say hello"
-    assert served.servicer.violations == 1
+    assert served.servicer.refusals.violations == 1
     assert not talker.task.done()
     await served.close()
 
@@ -289,7 +289,7 @@ async def test_streams_above_those_of_one_address_are_told_to_come_back_and_then
     assert later.reconnect is None
     await served.close()
     assert not len(served.servicer.crowds)
-    assert served.servicer.violations == 0
+    assert served.servicer.refusals.violations == 0
 
 
 # Credentials
@@ -302,7 +302,7 @@ async def test_a_participant_is_who_its_credentials_say() -> None:
         _, stream = await served.joined(name, Identity("a"))
         assert stream.hello is not None
         assert stream.hello.participant_id == "a"
-    assert served.servicer.unauthenticated == 0
+    assert served.servicer.refusals.unauthenticated == 0
     await served.close()
 
 
@@ -315,7 +315,7 @@ async def test_who_claims_to_be_another_is_never_pooled(caplog: pytest.LogCaptur
     assert code is grpc.StatusCode.PERMISSION_DENIED
     assert text.startswith("the hello names b, but the credentials are those of a")
     assert served.sink.events == []
-    assert (served.servicer.unauthenticated, served.servicer.violations) == (1, 0)
+    assert (served.servicer.refusals.unauthenticated, served.servicer.refusals.violations) == (1, 0)
     assert "ended the stream of a participant at" in caplog.text
 
 
@@ -344,10 +344,10 @@ async def test_revoking_ends_the_streams_of_that_identity_whatever_they_do() -> 
     assert sorted(ended[1:]) == [("ended", idle_stream.id, "LOST"), ("ended", stream.id, "LOST")]
     assert not stays.task.done()
     assert not unknown.task.done()
-    assert (served.servicer.unauthenticated, served.servicer.violations) == (4, 0)
+    assert (served.servicer.refusals.unauthenticated, served.servicer.refusals.violations) == (4, 0)
     served.servicer.revoke(lambda identity: identity is kept)
     await served.close()
-    assert served.servicer.unauthenticated == 4
+    assert served.servicer.refusals.unauthenticated == 4
 
 
 # Moves
@@ -440,7 +440,7 @@ async def test_one_that_is_told_to_go_and_stays_is_cut_off() -> None:
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "told to reconnect" in text
     assert [event for event in served.sink.events if event[0] == "ended"] == [("ended", stream.id, "MOVED")]
-    assert served.servicer.violations == 1
+    assert served.servicer.refusals.violations == 1
 
 
 @on_a_loop
@@ -477,7 +477,7 @@ async def test_half_a_message_and_then_silence_ends_the_stream_and_frees_what_ca
     await settled()
     assert served.servicer._spool.free == free
     assert served.sink.events[1:] == [("ended", stream.id, "VIOLATION")]
-    assert served.servicer.violations == 1
+    assert served.servicer.refusals.violations == 1
 
 
 @on_a_loop
@@ -573,5 +573,5 @@ async def test_a_thousand_breaches_take_a_line_of_the_log_and_are_counted(
         served.participant().say(b"\xff" * 10)
     for participant in served.participants:
         assert (await participant.status())[0] is grpc.StatusCode.INVALID_ARGUMENT
-    assert served.servicer.violations == 1000
+    assert served.servicer.refusals.violations == 1000
     assert len(caplog.messages) == 1
