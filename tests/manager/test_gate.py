@@ -143,7 +143,7 @@ async def test_strangers_are_refused_counted_and_forgotten(
 async def test_those_who_say_nothing_are_soon_refused_and_few_of_them_are_waited_for(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manager.servicer.HEAR_OUT_TIME", 0.05)
+    monkeypatch.setattr("manager.refusals.HEAR_OUT_TIME", 0.05)
     guarded = Guarded(file)
     peers = [await guarded.comes(says_something=False) for _ in range(MOST_HEARD_OUT + 5)]
     refused = (grpc.StatusCode.UNAUTHENTICATED, ABSENT)
