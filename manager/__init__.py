@@ -60,6 +60,7 @@ certificates.py   the server's certificate, renewed while it runs
 watched.py        files that are read again when they change
 security.py       whether participants are served with TLS, and how they are known
 server.py         the single-process server
+orders.py         carries out what the coordinator orders
 worker.py         the worker process
 reports.py        what a worker tells the coordinator, batched
 sockets.py        ZeroMQ sockets on an event loop

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import zmq
@@ -22,25 +21,25 @@ from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_all, share
 from manager.confirmations import Confirmations
 from manager.endpoint import CLOSE_TIMEOUT, Endpoint
 from manager.folding import FOLDING_TIMEOUT, Folding
-from manager.incoming import checked, pieces
+from manager.incoming import checked
 from manager.limits import Limits
 from manager.link_keys import WorkerKeys
 from manager.listen import Address
 from manager.logs import Sparingly
 from manager.members import ANONYMOUS
+from manager.orders import Orders
 from manager.reports import Reports
 from manager.security import Security
 from manager.servicer import Servicer
-from manager.shares import Folded, Partial, reduction_of
+from manager.shares import Folded, Partial
 from manager.sockets import LinkSocket, routing_id
-from manager.stream import Stream, Wave
+from manager.stream import Stream
 from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
 from manager.usage import Trimmer, calm_garbage_collection, resident_bytes, trim
-from manager.verdicts import OUT_OF_STEP, REPLACED, EndReason
+from manager.verdicts import EndReason
 from protos import link_pb2, stream_pb2
 from protos.envelope import Kind
 from protos.frames import Buffer, MalformedFramesError, Shared, check_orders, unpack
-from protos.messages import refusal
 
 log = logging.getLogger("muster.worker")
 
@@ -91,6 +90,7 @@ class Worker:
         self._reports = Reports()
         self._confirmations = Confirmations()
         self._folding = Folding(self, settings.reducers)
+        self._orders = Orders(self._servicer, self._folding, self._answer)
         self._uplink = Uplink(grace=settings.orphan_grace, now=time.monotonic())
         self._socket = LinkSocket(zmq.DEALER, self._on_message)
         self._loop = asyncio.get_running_loop()
@@ -163,7 +163,10 @@ class Worker:
     # From batches
 
     def not_folded(self, stream: Stream, answer: Payload) -> None:
-        self._reports.answered(stream.id, stream.tag, answer)
+        self._answer(stream.id, stream.tag, answer)
+
+    def _answer(self, session: int, tag: int, answer: Payload) -> None:
+        self._reports.answered(session, tag, answer)
         self._schedule_flush()
 
     def folded(self, folded: Folded) -> None:
@@ -283,7 +286,7 @@ class Worker:
         for effect in effects:
             match effect:
                 case Obey(orders):
-                    self._obey(orders, open_all(payloads, self._coordinator_pid, "the coordinator"))
+                    self._orders.obey(orders, open_all(payloads, self._coordinator_pid, "the coordinator"))
                     if orders.payloads.shared:
                         self._uplink.acknowledge()  # the coordinator keeps the memory until then
                 case Greet():
@@ -314,64 +317,6 @@ class Worker:
                 if stream.hello is not None
             ],
         )
-
-    def _obey(self, orders: link_pb2.Orders, payloads: Sequence[Payload | None]) -> None:
-        streams = self._servicer.streams
-        to_write = [None if payload is None else pieces(payload) for payload in payloads]
-        for session, tag, index in zip(
-            orders.instruct_sessions, orders.instruct_tags, orders.instruct_payloads, strict=True
-        ):
-            stream = streams.get(session)  # one that has ended is being reported as such
-            if stream is not None:
-                self._instruct(stream, tag, to_write[index])
-        for broadcast in orders.broadcasts:
-            self._broadcast(broadcast, to_write[broadcast.payload])
-        for session, tag in zip(orders.cancel_sessions, orders.cancel_tags, strict=True):
-            if (stream := streams.get(session)) is not None:
-                stream.cancel(tag)
-        for batch in orders.close_batches:
-            self._folding.close(batch)
-        for session in orders.end_sessions:
-            if (stream := streams.get(session)) is not None:
-                stream.end(REPLACED)
-        for move in orders.moves:
-            for session in move.sessions:
-                delay = random.uniform(move.min_seconds, move.max_seconds)  # noqa: S311 - spreads the load
-                self._servicer.move(session, delay, move.address)
-
-    def _broadcast(self, broadcast: link_pb2.Broadcast, to_write: Iterable[bytes] | None) -> None:
-        streams, tag, batch = self._servicer.streams, broadcast.tag, None
-        if broadcast.batch:
-            try:
-                batch = self._folding.batch(broadcast.batch, reduction_of(broadcast.reduction))
-            except ValueError as error:  # nobody need work for a reducer that can't be
-                refused = refusal(str(error))
-                for session in broadcast.sessions:
-                    self._reports.answered(session, tag, refused)
-                self._schedule_flush()
-                return
-        all_there, wave = True, Wave(hurry=broadcast.hurry)
-        for session in broadcast.sessions:
-            stream = streams.get(session)
-            if stream is None or not self._instruct(stream, tag, to_write):
-                all_there = False
-            elif batch is not None:
-                self._folding.instructed(batch, stream)
-            else:
-                stream.wave = wave
-                wave.left += 1
-        if batch is not None:
-            self._folding.sent(batch, tag, all_there=all_there, hurry=broadcast.hurry)
-
-    def _instruct(self, stream: Stream, tag: int, to_write: Iterable[bytes] | None) -> bool:
-        if to_write is None:
-            stream.end(OUT_OF_STEP)  # so that the call ends, too
-        elif stream.instruct(tag, to_write):
-            return True
-        else:
-            log.error("was told to instruct %s, which is busy", stream)
-            stream.end(OUT_OF_STEP)
-        return False
 
     # The end
 
