@@ -23,7 +23,7 @@ demo-secure: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" honcho --procfile Procfile.secure start
 
 test: $(VENV)/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 check: $(VENV)/.installed check-protos
 	$(BIN)/ruff format --check

@@ -12,7 +12,6 @@ import faulthandler
 import logging
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ log = logging.getLogger("muster.worker")
 
 
 @click.group()
-@click.version_option(version("muster"), prog_name="manager")
+@click.version_option(package_name="muster", prog_name="manager")
 def main() -> None:
     """A worker of a Muster cluster. `coordinator start` runs as many as you ask it for."""
 

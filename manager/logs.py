@@ -10,9 +10,8 @@ import asyncio
 import logging
 import sys
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Literal, TextIO
-
-import structlog
 
 LogFormat = Literal["console", "json"]
 
@@ -84,13 +83,29 @@ def _says_no_header(record: logging.LogRecord) -> bool:
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to whatever sys.stderr is at the time: a live display may have put itself before it."""
 
+    def __init__(self, formatter: Callable[[], logging.Formatter]) -> None:
+        """``formatter`` is called with the first record: many a process never logs one."""
+        super().__init__()
+        self._make = formatter
+
     def emit(self, record: logging.LogRecord) -> None:
+        if self.formatter is None:
+            self.setFormatter(self._make())
         self.setStream(sys.stderr)
         super().emit(record)
 
 
 def configure(level: str, log_format: LogFormat, **fields: object) -> None:
     """Sends all log records of at least ``level`` to stderr; ``fields`` are added to each."""
+    root = logging.getLogger()
+    root.handlers[:] = [_StderrHandler(lambda: _formatter(log_format, fields))]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every stream that a stop ends
+    logging.getLogger("muster").setLevel(level.upper())
+
+
+def _formatter(log_format: LogFormat, fields: Mapping[str, object]) -> logging.Formatter:
+    import structlog  # with rich, which it looks for, a sixth of what a worker loads
 
     def add_fields(
         _logger: object, _name: str, event: structlog.typing.EventDict
@@ -120,15 +135,7 @@ def configure(level: str, log_format: LogFormat, **fields: object) -> None:
                 exception_formatter=structlog.dev.plain_traceback,
             )
         ]
-    handler = _StderrHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
-        )
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
     )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every stream that a stop ends
-    logging.getLogger("muster").setLevel(level.upper())
