@@ -222,9 +222,10 @@ async def _serve(settings: Settings, live: bool) -> None:
         return
     await starting
     calm_garbage_collection()
+    number = coordinator.workers_up
     log.info(
-        "%d workers are up; participants connect to %s, training scripts to %s",
-        coordinator.workers_up,
+        "%s up; participants connect to %s, training scripts to %s",
+        "1 worker is" if number == 1 else f"{number} workers are",
         ", ".join(coordinator.addresses),
         coordinator.control,
         extra={"workers": settings.workers, "listen": coordinator.listen, "control": coordinator.control},

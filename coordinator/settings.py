@@ -108,7 +108,7 @@ class Settings:
 def _check_link(link: str, keys: Path | None) -> None:
     if link == "ipc":
         if keys is not None:
-            raise ValueError("link_keys are for a link over tcp://; the ipc socket is this user's alone")
+            raise ValueError("--link-keys are for a link over tcp://; the ipc socket is this user's alone")
         return
     if not link.startswith("tcp://"):
         raise ValueError(f"link must be ipc or tcp://host:port, not {link!r}")

@@ -124,7 +124,7 @@ def test_options_arrive(started: Started, tmp_path: Path) -> None:
         ("--link=udp://127.0.0.1:1", "ipc or tcp://host:port"),
         ("--link=tcp://10.0.0.1:1", "`coordinator certs` makes them"),
         ("--link-keys=/nowhere", "does not exist"),
-        ("--link-keys=/", "link_keys are for a link over tcp"),
+        ("--link-keys=/", "--link-keys are for a link over tcp"),
         ("--link=tcp://127.0.0.1", "write host:port"),
         ("--grace=-1", "x>=0"),
         ("--grace=nan", "nan"),

@@ -42,7 +42,7 @@ def test_the_link_may_use_tcp_with_keys(address: str) -> None:
 
 
 def test_keys_are_for_tcp_alone() -> None:
-    with pytest.raises(ValueError, match="link_keys are for a link over tcp://"):
+    with pytest.raises(ValueError, match="--link-keys are for a link over tcp://"):
         Settings(link_keys=KEYS)
     assert make_settings(link="tcp://127.0.0.1:1", link_keys="link keys").link_keys == KEYS
 
