@@ -222,10 +222,10 @@ async def _serve(settings: Settings, live: bool) -> None:
         return
     await starting
     calm_garbage_collection()
-    number = coordinator.workers_up
+    up = coordinator.workers_up
     log.info(
         "%s up; participants connect to %s, training scripts to %s",
-        "1 worker is" if number == 1 else f"{number} workers are",
+        "1 worker is" if up == 1 else f"{up} workers are",
         ", ".join(coordinator.addresses),
         coordinator.control,
         extra={"workers": settings.workers, "listen": coordinator.listen, "control": coordinator.control},
