@@ -11,8 +11,11 @@ How calls end is the business of calls.py; what can't be given to a member ends 
 
 from __future__ import annotations
 
+from typing import Final, cast
+
 from manager.call import Answer, Call, OutcomeKind, Send
-from manager.members import MOVING, Member
+from manager.members import IDLE, MOVING, Member, work_on
+from manager.roster import Roster
 from protos import stream_pb2
 from protos.messages import failure
 
@@ -20,6 +23,8 @@ MAX_QUEUE = 1_000
 """Instructions that may wait for one participant: callers who don't wait for answers must not fill memory."""
 
 LOST: Answer = (OutcomeKind.LOST, b"")
+
+_MOVING: Final = work_on(MOVING, None)
 
 _TOO_MANY: Answer = (
     OutcomeKind.FAILURE,
@@ -41,7 +46,7 @@ class Assignments:
         """Gives the member its instruction of the call, or queues it. If neither can be: how that ends."""
         if member.gone:
             return LOST
-        if member.tag:
+        if member.work.tag:
             return None if member.line_up(call, index, MAX_QUEUE) else _TOO_MANY
         self._send(member, call, index)
         return None
@@ -52,46 +57,55 @@ class Assignments:
         self._next_tag = tag + 1
         reducing = None if call.shares is None else call
         hurry = call.quorum is not None or (call.stream and reducing is None)
-        for index, member in enumerate(call.members):
-            if member.tag or member.gone:
+        roster = cast(Roster, call.members)
+        if reducing is not None and roster.take_up(tag, call):
+            self.sends.append(Send(tag, call.payloads[0], roster, reducing, hurry))
+            return []
+        work = work_on(tag, call)
+        for index, member in enumerate(roster):
+            if member.work.tag or member.gone:
                 break
-            member.tag, member.call, member.index = tag, call, index
+            member.work.apart = True
+            member.work, member.index = work, index
         else:
-            self.sends.append(Send(tag, call.payloads[0], call.members, reducing, hurry))
+            if reducing is not None:
+                roster.share(tag, call)
+            self.sends.append(Send(tag, call.payloads[0], roster, reducing, hurry))
             return []
         # Not all are idle.
         sent, ended = list(call.members[:index]), list[tuple[int, Answer]]()
         for late in range(index, len(call.members)):
             member = call.members[late]
-            if member.tag or member.gone:
+            if member.work.tag or member.gone:
                 if (answer := self._assign(member, call, late)) is not None:
                     ended.append((late, answer))
             else:
-                member.tag, member.call, member.index = tag, call, late
+                member.turn_to(work)
+                member.index = late
                 sent.append(member)
         if sent:
             self.sends.append(Send(tag, call.payloads[0], sent, reducing, hurry))
         return ended
 
     def _send(self, member: Member, call: Call, index: int) -> None:
-        tag = member.tag = self._next_tag
+        tag = self._next_tag
         self._next_tag = tag + 1
-        member.call = call
-        member.index = index
+        member.work.apart = True
+        member.work, member.index = work_on(tag, call), index
         payloads = call.payloads
         payload = payloads[0] if len(payloads) == 1 else payloads[index]
         self.sends.append(Send(tag, payload, (member,), None if call.shares is None else call))
 
     def _idle(self, member: Member) -> None:
         """The member has done what it had to: it gets what comes next."""
-        member.tag, member.call = 0, None
+        member.turn_to(IDLE)
         if member.queue:
             self._send(member, *member.queue.popleft())
 
     def _away(self, member: Member) -> tuple[Call, int] | None:
         """The member has been told to reconnect. Returns what crossed that if its call has been given up."""
-        call, index = member.call, member.index
-        member.tag, member.call = MOVING, None
+        call, index = member.work.call, member.index
+        member.turn_to(_MOVING)
         if call is None:
             return None
         if call.ending is not None:
@@ -106,6 +120,6 @@ class Assignments:
         """
         self._seatings += 1
         if tag:
-            member.tag = tag
+            member.turn_to(work_on(tag, None))
         else:
             self._idle(member)

@@ -24,7 +24,7 @@ from manager.assignments import LOST, Assignments
 from manager.blobs import Blob, Payload
 from manager.call import Answer, Call, OutcomeKind
 from manager.deadlines import Deadlines
-from manager.members import Member
+from manager.members import IDLE, Member, work_on
 from manager.reducers import decode_schema, describe_mismatch
 from manager.roster import Roster
 from manager.shares import Folded, Partial, Reduction, Shares
@@ -108,11 +108,12 @@ class CallTable(Assignments):
         for member, tag, answer in answers:
             if member is None:
                 continue
-            if member.tag != tag:
+            work = member.work
+            if work.tag != tag:
                 self.late += 1  # to an instruction of an earlier life of this coordinator
                 continue
-            call = member.call
-            member.tag, member.call = 0, None
+            call = work.call
+            work.apart, member.work = True, IDLE
             if call is None:
                 self.late += 1
             elif answer is None:
@@ -134,14 +135,14 @@ class CallTable(Assignments):
         for session in folded.sessions:
             member = members.get(session)
             if member is not None:
-                if call is not None and member.call is call:
+                if call is not None and member.work.call is call:
                     answered.append(member.index)
                 else:
                     self.late += 1
                 self._idle(member)
         if call is None or call.shares is None:
             for member in members.values() if tag else ():
-                if member.tag == tag:
+                if member.work.tag == tag:
                     self.late += 1
                     self._idle(member)
             return
@@ -161,15 +162,17 @@ class CallTable(Assignments):
         if not roster.is_current(self._seatings):  # some of those who are there now weren't when it began
             late = []
             for member in there.values():
-                if member.tag == tag and member.call is call:
+                if member.work.tag == tag and member.work.call is call:
                     late.append(member.index)
                     self._idle(member)
             return late
         indices, members = roster.shares.get(worker, ([], []))
+        if roster.put_down(worker, tag):
+            return indices
         answered: list[int] | None = None  # all of them, so far
         for position, member in enumerate(members):
-            if member.tag == tag and member.call is call:
-                member.tag, member.call = 0, None
+            if member.work.tag == tag and member.work.call is call:
+                member.work = IDLE
                 if member.queue:
                     self._send(member, *member.queue.popleft())
                 if answered is not None:
@@ -196,7 +199,8 @@ class CallTable(Assignments):
     def lost(self, member: Member) -> None:
         """The member's session has ended; ``member.gone`` is set."""
         queue, member.queue = member.queue or (), None
-        call, member.tag, member.call = member.call, 0, None
+        call = member.work.call
+        member.turn_to(IDLE)
         if call is not None:
             self._settle(call, member.index, LOST)
         for call, index in queue:
@@ -213,7 +217,7 @@ class CallTable(Assignments):
     def _keep_session(self, call: Call, member: Member) -> None:
         """If the member has answered, a partial that is yet to come may name it by its session of now."""
         index = cast(Roster, call.members).index_of(member)
-        if index is None or call.outcomes[index] is not None or member.call is call:
+        if index is None or call.outcomes[index] is not None or member.work.call is call:
             return
         if not member.queue or (call, index) not in member.queue:
             self._sessions.setdefault(call.id, {}).setdefault(index, member.session)
@@ -239,11 +243,11 @@ class CallTable(Assignments):
 
         Whatever was sent to it otherwise never arrived, or its answer is lost.
         """
-        call, index = member.call, member.index
-        if member.tag == tag and (call is None or call.shares is None):
+        call, index = member.work.call, member.index
+        if member.work.tag == tag and (call is None or call.shares is None):
             return
         if tag:  # an instruction of which nobody wants to know any more
-            member.tag, member.call = tag, None
+            member.turn_to(work_on(tag, None))
             if member.accepts_cancel:
                 self.cancels.append((member, tag))
         else:
@@ -260,10 +264,10 @@ class CallTable(Assignments):
             if outcome is not None:
                 continue
             member = call.members[index]
-            if member.call is call and member.index == index:
-                member.call = None
+            if member.work.call is call and member.index == index:
+                member.turn_to(work_on(member.work.tag, None))
                 if member.accepts_cancel:
-                    self.cancels.append((member, member.tag))
+                    self.cancels.append((member, member.work.tag))
             else:
                 member.step_back(call, index)
             self._settle(call, index, (kind, b""))
@@ -309,10 +313,10 @@ class CallTable(Assignments):
         for index, outcome in enumerate(call.outcomes):
             if outcome is None:
                 member = call.members[index]
-                if member.call is call and member.index == index:
+                if member.work.call is call and member.index == index:
                     shares.closing.add(member.worker)
                     if member.accepts_cancel:
-                        self.cancels.append((member, member.tag))
+                        self.cancels.append((member, member.work.tag))
                 elif member.step_back(call, index):
                     unsent.append(index)
         self.closes += [(worker, call) for worker in sorted(shares.closing)]
@@ -332,8 +336,8 @@ class CallTable(Assignments):
             return
         for index, outcome in enumerate(call.outcomes):
             member = call.members[index]
-            if outcome is None and member.call is call and member.index == index:
-                member.call = None  # it stays busy until its late answer
+            if outcome is None and member.work.call is call and member.index == index:
+                member.turn_to(work_on(member.work.tag, None))  # it stays busy until its late answer
                 self._settle(call, index, (call.ending, b""))
 
     def _decide(self, call: Call, shares: Shares) -> None:
@@ -370,6 +374,7 @@ class CallTable(Assignments):
         self._deadlines.remove(call.id)
         if call.shares is not None:
             self._reducing.pop(call.id, None)
+            cast(Roster, call.members).let_go(call)
             self._sessions.pop(call.id, None)
         self.finished.append(call)
 

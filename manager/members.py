@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from manager.call import Call
@@ -19,18 +19,42 @@ MOVING = -1
 """The ``tag`` of a member that has been told to reconnect and isn't back yet."""
 
 
+class Work:
+    """An instruction that one member works on, or many. For the table of calls alone."""
+
+    __slots__ = ("apart", "call", "tag")
+
+    tag: int
+    """Of the instruction; 0: none."""
+
+    call: Call | None
+    """Whose instruction that is; None once nobody waits for the answer."""
+
+    apart: bool
+    """Whether not all who were given it are still the same: one has other work by now, is gone, or has
+    something waiting for it."""
+
+
+def work_on(tag: int, call: Call | None) -> Work:
+    work = Work()  # without an __init__, which would take as long as all the rest
+    work.tag, work.call, work.apart = tag, call, False
+    return work
+
+
+IDLE: Final = work_on(0, None)
+
+
 class _Working:
     """What every call touches of every member: kept together, for it is memory that calls wait for."""
 
-    __slots__ = ("call", "gone", "index", "queue", "tag", "worker")
+    __slots__ = ("gone", "index", "queue", "work", "worker")
 
 
 class Member(_Working):
     """One participant for as long as it is pooled. Compared by identity.
 
-    The pool's own are ``lease`` and ``gone``; the table of calls' are ``tag`` (of the instruction that it
-    works on; 0: none), ``call`` (whose instruction that is; None once nobody waits for the answer), ``index``
-    (the member's position in that call) and ``queue`` (what comes next; None: nothing yet).
+    The pool's own are ``lease`` and ``gone``; the table of calls' are ``work``, ``index`` (the member's
+    position in the call of its work) and ``queue`` (what comes next; None: nothing yet).
 
     A member whose participant is told to reconnect is *moving*: it stays the same member, and gets another
     worker and session (``seat``) when it is back.
@@ -72,8 +96,7 @@ class Member(_Working):
         self.gone = gone
         # The callers' stand-in for it; kept here so that each member has one, for as long as it lives:
         self.proxy: Any = None
-        self.tag = 0
-        self.call: Call | None = None
+        self.work = IDLE
         self.index = 0
         self.queue: deque[tuple[Call, int]] | None = None
 
@@ -81,13 +104,33 @@ class Member(_Working):
         return f"<Member {self.key}: {self.participant_id!r} on worker {self.worker}>"
 
     @property
+    def tag(self) -> int:
+        """Of the instruction that it works on; 0: none."""
+        return self.work.tag
+
+    @property
+    def call(self) -> Call | None:
+        """Whose instruction that is; None once nobody waits for the answer."""
+        return self.work.call
+
+    @property
     def busy(self) -> bool:
         """Whether it works on an instruction, one whose call was given up included, or is moving."""
-        return self.tag != 0
+        return self.work.tag != 0
 
     @property
     def moving(self) -> bool:
-        return self.tag == MOVING
+        return self.work.tag == MOVING
+
+    def turn_to(self, work: Work) -> None:
+        """It has this to do from now on, whatever it had before."""
+        self.work.apart = True
+        self.work = work
+
+    def depart(self) -> None:
+        """Its session is over, or about to be."""
+        self.gone = True
+        self.work.apart = True
 
     def seat(self, other: Member) -> None:
         """It is back, in the session of ``other``."""
@@ -97,6 +140,7 @@ class Member(_Working):
 
     def line_up(self, call: Call, index: int, limit: int) -> bool:
         """It gets the instruction of this call after those that it has; False if ``limit`` wait already."""
+        self.work.apart = True
         if self.queue is None:
             self.queue = deque()
         elif len(self.queue) >= limit:
@@ -106,6 +150,7 @@ class Member(_Working):
 
     def line_up_first(self, call: Call, index: int) -> None:
         """It gets the instruction of this call before those that wait."""
+        self.work.apart = True
         if self.queue is None:
             self.queue = deque()
         self.queue.appendleft((call, index))

@@ -186,7 +186,7 @@ class Pool:
             del self._moving_by_id[member.participant_id]
         elif self._members.pop(member.key, None) is None:
             return
-        member.gone = True
+        member.depart()
         if self._by_id.get(member.participant_id) is member:
             del self._by_id[member.participant_id]
         if member.lease is not None:

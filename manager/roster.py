@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from manager.members import Member
+from manager.members import Member, Work, work_on
+
+if TYPE_CHECKING:
+    from manager.call import Call
 
 
 class Roster(Sequence[Member]):
     """A sequence of members that never changes."""
 
-    __slots__ = ("_indices", "_members", "_next", "_seatings", "_shares", "prepared")
+    __slots__ = ("_indices", "_members", "_next", "_seatings", "_shares", "_works", "prepared")
 
     def __init__(self, members: Sequence[Member]) -> None:
         self._members = tuple(members)
@@ -27,6 +30,7 @@ class Roster(Sequence[Member]):
         """The transport's own, by worker."""
         self._seatings: int | None = None
         self._next: Roster | None = None
+        self._works: dict[int, Work] = {}  # by worker: what all its members were given as one
 
     def current(self, seatings: int) -> Roster:
         """This roster; or, if members have moved since it was first used, one of the same members anew.
@@ -56,6 +60,39 @@ class Roster(Sequence[Member]):
                 members.append(member)
             self._shares = dict(shares)
         return self._shares
+
+    # A reducing call tells a worker, and hears of it, "all of them". All members at a worker then have one
+    # work, the same in each round, until one of them goes its own way: so this costs as much for any number.
+
+    def share(self, tag: int, call: Call) -> None:
+        """All members have been given this instruction: from now on the members at each worker as one."""
+        self._works = {}
+        for worker, (_, members) in self.shares.items():
+            work = self._works[worker] = work_on(tag, call)
+            for member in members:
+                member.work = work
+
+    def take_up(self, tag: int, call: Call) -> bool:
+        """Gives them all another instruction. If not all are as they were, and idle: False, and nothing."""
+        works = self._works.values()
+        if not works or any(work.apart or work.tag for work in works):
+            return False
+        for work in works:
+            work.tag, work.call = tag, call
+        return True
+
+    def put_down(self, worker: int, tag: int) -> bool:
+        """All at this worker have answered it. If not all are as they were: False, and nothing."""
+        work = self._works.get(worker)
+        if work is None or work.apart or work.tag != tag:
+            return False
+        work.tag, work.call = 0, None
+        return True
+
+    def let_go(self, call: Call) -> None:
+        """The call has ended: it is not to be kept by those who did not end it as one."""
+        if any(work.call is call for work in self._works.values()):
+            self._works = {}
 
     def index_of(self, member: Member) -> int | None:
         """The member's index, without a look at all others each time; None if it isn't in it."""

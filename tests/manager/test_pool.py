@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.members import Member
+from manager.members import Member, work_on
 from manager.pool import RETURN_TIME, Pool, Request
 from tests.manager.support import make_member
 
@@ -123,11 +123,11 @@ def test_an_attribute_that_is_missing_is_not_an_empty_one() -> None:
 
 def test_busy_participants_are_given_but_not_leased() -> None:
     busy, idle = make_member(1), make_member(2)
-    busy.tag = 9
+    busy.work = work_on(9, None)
     pool = make_pool(busy, idle)
     assert ask(pool, make_request(1, 2)) == {1: [busy, idle]}
     assert ask(pool, make_lease(2, 2)) == {}
-    busy.tag = 0
+    busy.work = work_on(0, None)
     assert set(serve(pool)[2]) == {busy, idle}
 
 
@@ -135,7 +135,7 @@ def test_matching_counts_everybody() -> None:
     busy, leased, other = make_member(1, where=EU), make_member(2, where=EU), make_member(3, where=US)
     pool = make_pool(leased)
     ask(pool, make_lease(1, 1))
-    busy.tag = 9
+    busy.work = work_on(9, None)
     pool.join(busy)
     pool.join(other)
     assert pool.matching(EU) == [leased, busy]
