@@ -33,7 +33,7 @@ log = logging.getLogger("muster.folding")
 INLINE_SIZE = 4 * 1024 * 1024
 """Bytes of a result up to which it is folded on the event loop: a few milliseconds."""
 
-REPORT_INTERVAL = 0.1
+REPORT_INTERVAL = 0.25
 """Seconds for which reports of folded sessions are gathered. A batch that is over is reported at once."""
 
 HURRY_INTERVAL = 0.01

@@ -1,8 +1,8 @@
 """The members of a cohort in order, and what is worked out of them once for all of its calls.
 
 A round to a thousand participants costs the coordinator mostly memory that isn't in the processor's caches.
-So what doesn't change from round to round is kept: who is on which worker, and, for the transport, the list
-of their sessions as it crosses the link.
+So what doesn't change from round to round is kept: who is on which worker; for the transport, the list of
+their sessions as it crosses the link; and that they all did the same in the last round.
 """
 
 from __future__ import annotations
