@@ -11,13 +11,13 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Iterator
 from typing import Final
 
 from manager.connections import Connection
 from manager.crowds import place_of
 
 _LIST: Final = "/proc/self/fd"
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 SLICE: Final = 100
 """Files that are looked at before the event loop has a turn: half a millisecond."""
@@ -32,6 +32,8 @@ class OpenSockets:
 
     async def look(self) -> dict[int, Connection]:
         """All that are open, by their file descriptors."""
+        if socket.getdefaulttimeout() is not None:
+            return {}  # set by whose process this is; Python would impose it on every socket looked at
         known, found = {}, {}
         for count, descriptor in enumerate(_descriptors()):
             if not count % SLICE:
@@ -45,6 +47,8 @@ class OpenSockets:
                     connection = self._known[inode]
                 else:
                     connection = self._connection(descriptor, inode)
+                    if os.fstat(descriptor).st_ino != inode:
+                        continue  # another file by now
                 known[inode] = connection
                 if connection is not None:
                     found[descriptor] = connection
@@ -52,23 +56,28 @@ class OpenSockets:
         return found
 
     def _connection(self, descriptor: int, inode: int) -> Connection | None:
-        with _duplicate(descriptor) as copy:
-            if copy.type != socket.SOCK_STREAM or copy.family not in (socket.AF_INET, socket.AF_INET6):
+        """Without a duplicate: it could keep a socket open that its owner closes, and expects no more of."""
+        borrowed = socket.socket(fileno=descriptor)
+        try:
+            if borrowed.type != socket.SOCK_STREAM or borrowed.family not in _FAMILIES:
                 return None
-            if copy.getsockname()[1] != self._port:
+            if borrowed.getsockname()[1] != self._port:
                 return None
-            host, port, *_ = copy.getpeername()  # OSError for the socket that listens
-            place = place_of(host, port)
-            return None if place is None else Connection(inode, place)
+            host, port, *_ = borrowed.getpeername()  # OSError for the socket that listens
+        finally:
+            borrowed.detach()
+        place = place_of(host, port)
+        return None if place is None else Connection(inode, place)
 
     def close(self, descriptor: int, connection: Connection) -> None:
         """Ends a connection that was found there; does nothing if another file is there by now.
 
         Who holds it reads its end, as if its peer had closed it.
         """
-        with contextlib.suppress(OSError), _duplicate(descriptor) as copy:
-            if os.fstat(copy.fileno()).st_ino == connection.id:
-                copy.shutdown(socket.SHUT_RDWR)
+        # A duplicate, so that it stays the same socket, whoever closes what meanwhile.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:
+            if os.fstat(duplicate.fileno()).st_ino == connection.id:
+                duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def _descriptors() -> list[int]:
@@ -76,16 +85,3 @@ def _descriptors() -> list[int]:
         return [int(name) for name in os.listdir(_LIST)]  # noqa: PTH208 - numbers are wanted
     except OSError:
         return []
-
-
-@contextlib.contextmanager
-def _duplicate(descriptor: int) -> Iterator[socket.socket]:
-    """The same socket under another descriptor: whoever closes the first, this one is not another's."""
-    copy = os.dup(descriptor)
-    try:
-        duplicate = socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        raise
-    with duplicate:
-        yield duplicate

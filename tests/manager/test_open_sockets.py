@@ -90,6 +90,22 @@ def test_closing_one_ends_it_for_both_sides_and_no_other(stack: ExitStack) -> No
     assert other_near.recv(1) == b"x"
 
 
+def test_sockets_of_whose_process_this_is_stay_as_they_are(
+    stack: ExitStack,
+) -> None:
+    port = Port(stack)
+    port.connected()
+    ours, theirs = map(stack.enter_context, socket.socketpair())
+    for default in (None, 5.0):
+        socket.setdefaulttimeout(default)
+        try:
+            look(OpenSockets(port.port))
+        finally:
+            socket.setdefaulttimeout(None)
+        assert os.get_blocking(ours.fileno())
+        assert os.get_blocking(theirs.fileno())
+
+
 def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(stack: ExitStack) -> None:
     port = Port(stack)
     _, near = port.connected()
