@@ -19,6 +19,9 @@ from manager.crowds import Place
 PATIENCE: Final = 1.5
 """Times ``idle_timeout``: gRPC, which says goodbye, is to be first where it closes a connection at all."""
 
+NEARLY: Final = 0.75
+"""Of the time after which gRPC closes one. Who is gone after that, at a look, is counted as closed by it."""
+
 
 class Reason(Enum):
     CROWD = "one address has more of them than it may (--max-per-address)"
@@ -34,11 +37,13 @@ class Connection:
 class Connections:
     """What was seen of a worker's connections."""
 
-    def __init__(self, max_per_address: int, idle_timeout: float) -> None:
+    def __init__(self, max_per_address: int, idle_timeout: float, handshake_timeout: float) -> None:
         self._most = 2 * max_per_address
         self._patience = PATIENCE * idle_timeout
+        self._least = NEARLY * min(idle_timeout, handshake_timeout)
         self._since: dict[int, float] = {}  # seen without a stream since
         self.closed = 0
+        """Those that were closed for the sake of others, by what this has decided or by gRPC, so far."""
 
     def look(
         self, there: Iterable[Connection], serves: Callable[[Place], bool], now: float
@@ -48,7 +53,9 @@ class Connections:
         since: dict[int, float] = {}
         number: Counter[str] = Counter()
         waiting: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
+        here: set[int] = set()
         for connection in there:
+            here.add(connection.id)
             origin = connection.place.origin
             if origin is not None:
                 number[origin] += 1
@@ -59,10 +66,14 @@ class Connections:
                 due[connection.id] = Reason.IDLE
             if origin is not None:
                 waiting[origin].append((seen, connection.id))
+        gone = self._since.keys() - here
+        self.closed += sum(now - self._since[each] >= self._least for each in gone)
         self._since = since
         for origin, candidates in waiting.items():
             candidates.sort()
             for _, each in candidates[: max(0, number[origin] - self._most)]:
                 due.setdefault(each, Reason.CROWD)
+        for each in due:  # they are counted; that they go is no news
+            self._since.pop(each, None)
         self.closed += len(due)
         return due

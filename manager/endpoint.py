@@ -66,8 +66,8 @@ def server_options(limits: Limits) -> dict[str, int]:
         # Connections on which nothing is said take files, too: without a handshake, or without a stream.
         "grpc.server_handshake_timeout_ms": round(limits.handshake_timeout * 1000),
         "grpc.max_connection_idle_ms": round(limits.idle_timeout * 1000),
-        # Headers of a call. Above the first gRPC may refuse a call, above the other it must.
-        "grpc.max_metadata_size": limits.max_metadata,
+        # Headers of a call. What gRPC refuses it tells nobody, so there is room for servicer.py to do it.
+        "grpc.max_metadata_size": 2 * limits.max_metadata,
         "grpc.absolute_max_metadata_size": 2 * limits.max_metadata,
     }
 
@@ -90,7 +90,7 @@ class Endpoint:
         self._security = security
         self._certificates: Certificates | None = None
         self._gate: Gate | None = None
-        self._connections = Connections(limits.max_per_address, limits.idle_timeout)
+        self._connections = Connections(limits.max_per_address, limits.idle_timeout, limits.handshake_timeout)
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
 
@@ -133,7 +133,7 @@ class Endpoint:
 
     @property
     def closed_connections(self) -> int:
-        """Those that were too many from one address, or had no stream for too long, so far."""
+        """Those that were too many from one address, or had no stream for as long as they may, so far."""
         return self._connections.closed
 
     def _secure(self, security: Security) -> None:

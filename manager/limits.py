@@ -7,6 +7,7 @@ open. Who is turned away, and when, admission.py decides.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,7 +58,7 @@ class Limits:
     handshake_timeout: float = 20.0  # from the connection until TLS and HTTP/2 have begun
     hello_timeout: float = 120.0  # from the stream until its first message
     idle_timeout: float = 60.0  # for which there may be a connection without a stream
-    max_metadata: int = 8 * 1024  # all of a stream's headers; above twice as much it is refused in any case
+    max_metadata: int = 8 * 1024  # all of a stream's headers
 
     def __post_init__(self) -> None:
         if self.max_per_worker is not None and self.max_per_worker < 1:
@@ -102,6 +103,11 @@ class Limits:
             f"--idle-timeout={self.idle_timeout!r}",
             f"--max-metadata={self.max_metadata}",
         ]
+
+
+def metadata_size(metadata: Iterable[tuple[str, str | bytes]] | None) -> int:
+    """What a call's headers count for: names, values, and 32 bytes each (RFC 9113, section 6.5.2)."""
+    return sum(len(name) + len(value) + 32 for name, value in metadata or ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,16 @@ class Refusals:
     async def stranger(self, context: _Context, text: str) -> None:
         """For one who has not shown who it is. Nothing of it is kept."""
         self._unauthenticated("refused", f"a participant at {context.peer()}", text)
+        await self._hear_out(context)
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
+
+    async def too_large(self, context: _Context, text: str) -> None:
+        """For one whose call is larger than it may be before it has said anything."""
+        self._violation("headers", f"a participant at {context.peer()}", text)
+        await self._hear_out(context)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+
+    async def _hear_out(self, context: _Context) -> None:
         if self._heard_out < MOST_HEARD_OUT:
             self._heard_out += 1
             try:
@@ -51,7 +61,6 @@ class Refusals:
                         await context.read()
             finally:
                 self._heard_out -= 1
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
 
     async def too_many(self, context: _Context, text: str, delay: float, *, wait: bool) -> None:
         """For one that there is no room for: it is to come back after ``delay`` seconds.
@@ -77,9 +86,12 @@ class Refusals:
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             self._unauthenticated(code.name, str(stream), text)
         elif reason == EndReason.VIOLATION:
-            self.violations += 1
-            self._log.warning(code.name, "ended the stream of %s: %s", stream, text)
+            self._violation(code.name, str(stream), text)
         await context.abort(code, text)
+
+    def _violation(self, kind: str, who: str, text: str) -> None:
+        self.violations += 1
+        self._log.warning(kind, "ended the stream of %s: %s", who, text)
 
     def _unauthenticated(self, kind: str, who: str, text: str) -> None:
         self.unauthenticated += 1

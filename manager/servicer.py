@@ -24,7 +24,7 @@ from manager.blobs import Payload
 from manager.crowds import Crowds, Entry
 from manager.identity import Identity, ImpostorError
 from manager.incoming import add_chunk, read_hello
-from manager.limits import Limits, room
+from manager.limits import Limits, metadata_size, room
 from manager.logs import Sparingly
 from manager.overdue import Overdue
 from manager.refusals import Refusals
@@ -160,6 +160,10 @@ class Servicer:
         identity: Identity | None = None,
     ) -> None:
         """The life of one stream. ``identity`` is known from credentials, if there are to be any."""
+        size, most = metadata_size(context.invocation_metadata()), self._limits.max_metadata
+        if size > most:
+            text = f"headers of {size} bytes are over the limit of {most} bytes (--max-metadata)"
+            await self.refusals.too_large(context, text)
         peer = context.peer()
         entry = self.crowds.enter(peer)
         if entry is not Entry.IN or (len(self._open) >= self._room.streams and not self._make_room()):

@@ -189,7 +189,7 @@ class Status(google.protobuf.message.Message):
     unauthenticated: builtins.int
     """participants refused or cut off because of their credentials, so far"""
     closed_connections: builtins.int
-    """of strangers: too many from one address, or without a stream for too long"""
+    """too many from one address, or without a stream for as long as they may"""
     @property
     def counters(self) -> Global___Counters: ...
     @property

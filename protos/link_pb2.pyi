@@ -711,7 +711,7 @@ class Heartbeat(google.protobuf.message.Message):
     unauthenticated: builtins.int
     """streams refused or ended because of their credentials, so far"""
     closed_connections: builtins.int
-    """that were too many from one address, or without a stream for too long"""
+    """too many from one address, or without a stream for as long as they may"""
     @property
     def troubles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """what is wrong with files of certificates and tokens, a sentence each"""

@@ -7,10 +7,10 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.connections import PATIENCE, Connection, Connections, Reason
+from manager.connections import NEARLY, PATIENCE, Connection, Connections, Reason
 from manager.crowds import Place
 
-IDLE = 60.0
+IDLE, HANDSHAKE = 60.0, 20.0
 
 
 def connections_from(host: str, number: int, first: int = 1) -> list[Connection]:
@@ -22,7 +22,7 @@ def nobody(_place: Place) -> bool:
 
 
 def test_those_that_have_had_no_stream_for_long_are_closed() -> None:
-    connections = Connections(10, IDLE)
+    connections = Connections(10, IDLE, HANDSHAKE)
     old, new = connections_from("10.0.0.1", 2), connections_from("10.0.0.1", 2, first=3)
     assert connections.look(old, nobody, 0.0) == {}
     assert connections.look([*old, *new], nobody, 1.0) == {}
@@ -32,14 +32,14 @@ def test_those_that_have_had_no_stream_for_long_are_closed() -> None:
 
 
 def test_so_are_those_of_this_machine() -> None:
-    connections = Connections(10, IDLE)
+    connections = Connections(10, IDLE, HANDSHAKE)
     there = connections_from("127.0.0.1", 100)
     assert connections.look(there, nobody, 0.0) == {}  # which has no crowds
     assert len(connections.look(there, nobody, PATIENCE * IDLE)) == 100
 
 
 def test_a_stream_starts_the_clock_anew() -> None:
-    connections = Connections(10, IDLE)
+    connections = Connections(10, IDLE, HANDSHAKE)
     there = connections_from("10.0.0.1", 1)
     late = PATIENCE * IDLE
     assert connections.look(there, nobody, 0.0) == {}
@@ -50,7 +50,7 @@ def test_a_stream_starts_the_clock_anew() -> None:
 
 
 def test_of_too_many_from_one_address_those_that_wait_for_longest_are_closed() -> None:
-    connections = Connections(5, IDLE)
+    connections = Connections(5, IDLE, HANDSHAKE)
     first, second = connections_from("10.0.0.1", 6), connections_from("10.0.0.1", 6, first=7)
     others = connections_from("10.0.0.2", 10, first=100)
     served = {each.place for each in first[:2]}
@@ -60,10 +60,21 @@ def test_of_too_many_from_one_address_those_that_wait_for_longest_are_closed() -
 
 
 def test_one_with_a_stream_is_never_closed_however_many_there_are() -> None:
-    connections = Connections(1, IDLE)
+    connections = Connections(1, IDLE, HANDSHAKE)
     there = connections_from("10.0.0.1", 50)
     for now in (0.0, PATIENCE * IDLE, 9 * IDLE):
         assert connections.look(there, lambda place: place.port > 10, now).keys() == set(range(1, 11))
+
+
+def test_those_that_grpc_closes_are_counted_too() -> None:
+    connections = Connections(10, IDLE, HANDSHAKE)
+    first, short, admitted = connections_from("10.0.0.1", 3)
+    connections.look([first, admitted], nobody, 0.0)
+    connections.look([first, short, admitted], nobody, HANDSHAKE - 1)
+    assert connections.look([admitted], lambda place: place.port == 3, HANDSHAKE) == {}
+    assert connections.closed == 1
+    assert connections.look([], nobody, 10 * IDLE) == {}  # it had a stream when it was last seen
+    assert connections.closed == 1
 
 
 @given(
@@ -80,14 +91,15 @@ def test_one_with_a_stream_is_never_closed_however_many_there_are() -> None:
 def test_none_is_closed_without_need_and_what_stays_is_within_the_limits(
     most: int, looks: list[tuple[set[int], set[int], float]]
 ) -> None:
-    connections = Connections(most, IDLE)
+    connections = Connections(most, IDLE, HANDSHAKE)
     waiting: dict[int, float] = {}
     now, closed = 0.0, 0
     for there, served, passed in looks:
         now += passed
         found = [Connection(each, Place(ip_address(f"10.0.0.{each % 3}"), each)) for each in there]
         due = connections.look(found, lambda place, served=served: place.port in served, now)  # type: ignore[misc]
-        closed += len(due)
+        timed_out = {each for each in waiting.keys() - there if now - waiting[each] >= NEARLY * HANDSHAKE}
+        closed += len(due) + len(timed_out)
         assert due.keys() <= there - served
         waiting = {each: waiting.get(each, now) for each in there - served}
         old = {each for each, since in waiting.items() if now - since >= PATIENCE * IDLE}
@@ -98,4 +110,5 @@ def test_none_is_closed_without_need_and_what_stays_is_within_the_limits(
             assert len(stay) <= max(2 * most, len(here & served))
             if any(due.get(each) is Reason.CROWD for each in here):
                 assert len(stay) >= min(len(here - old), 2 * most)
+        waiting = {each: since for each, since in waiting.items() if each not in due}
     assert connections.closed == closed

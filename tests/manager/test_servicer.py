@@ -9,7 +9,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
 from typing import Any, cast
 
@@ -59,14 +59,20 @@ class Sink:
 class Context:
     """The server's end of one stream."""
 
-    def __init__(self, peer: str = "ipv4:127.0.0.1:1") -> None:
+    def __init__(
+        self, peer: str = "ipv4:127.0.0.1:1", metadata: Sequence[tuple[str, str | bytes]] = ()
+    ) -> None:
         self._peer = peer
+        self._metadata = metadata
         self.incoming: asyncio.Queue[Any] = asyncio.Queue()
         self.written: list[stream_pb2.ServerMessage] = []
         self.status: tuple[grpc.StatusCode, str] = (grpc.StatusCode.OK, "")
 
     def peer(self) -> str:
         return self._peer
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        return self._metadata
 
     async def read(self) -> Any:
         return await self.incoming.get()

@@ -615,13 +615,19 @@ def test_headers_have_a_limit(tmp_path: Path, devices: Devices) -> None:
     with start_coordinator(tmp_path / "log", "--workers=1", "--max-metadata=4KiB") as coordinator:
         (innocent,) = devices.join(coordinator.listen, 1)
         with grpc.insecure_channel(coordinator.listen) as channel:
-            for size, fits in [(3_000, True), (10_000, False), (1_000_000, False)]:
+            for size, fits in [(3_000, True), (5_000, False), (10_000, False), (1_000_000, False)]:
                 call = connect_by(channel)(iter([b"\xff"]), metadata=[("authorization", "x" * size)])
                 with pytest.raises(grpc.RpcError) as caught:
                     next(call)
                 error: Any = caught.value
                 wanted = grpc.StatusCode.INVALID_ARGUMENT if fits else grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert error.code() is wanted
+                if size == 5_000:  # what is larger gRPC refuses by itself
+                    assert "headers of 5" in error.details()
+                    assert "--max-metadata" in error.details()
+        eventually(
+            lambda: coordinator.status()["workers"][0]["violations"] == 2
+        )  # with the one without a hello
         assert echoes(coordinator, 1) == [innocent.id]
         assert innocent.ended is None
 
@@ -654,6 +660,7 @@ def test_connections_on_which_nothing_happens_are_closed(
             "no first message came in 0.5 s; connect again, and say hello",
         )
         eventually(lambda: coordinator.status()["workers"][0]["violations"] == 1)
+        eventually(lambda: coordinator.status()["closed_connections"] >= 2)
         assert echoes(coordinator, 1) == ["idle"]
         assert idle.ended is None
 
