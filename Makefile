@@ -23,7 +23,8 @@ demo-secure: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" honcho --procfile Procfile.secure start
 
 test: $(VENV)/.installed
-	$(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+	$(BIN)/pytest -m 'not timed' --numprocesses=logical --maxprocesses=4 --dist=worksteal
+	$(BIN)/pytest -m timed
 
 check: $(VENV)/.installed check-protos
 	$(BIN)/ruff format --check

@@ -68,6 +68,6 @@ def nothing_is_left_behind() -> Iterator[None]:
         return not left
 
     try:
-        eventually(clean, timeout=5)
+        eventually(clean)
     except AssertionError:
         pytest.fail(f"left behind: {', '.join(sorted(left))}")

@@ -285,6 +285,7 @@ def test_of_two_with_one_id_the_newer_wins_and_the_older_is_told(
         assert violations(coordinator) == before, "a cut network is no breach"
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("way", ["run", "reduce"])
 def test_half_a_chunked_answer_and_then_silence_ends_with_the_calls_timeout(
     coordinator: Coordinator[Echo], devices: Devices, way: str
@@ -320,8 +321,8 @@ def test_what_is_no_http2_is_cut_off_at_once(
     address = coordinator.listen if port == "participants" else coordinator.control
     with nobody_else_suffers(coordinator, devices):
         began_at = time.monotonic()
-        heard = devices.run(strangers.visit(address, script(random.Random(1), http2.CONNECT), patience=10))
-        assert time.monotonic() - began_at < 5, "it was kept"
+        heard = devices.run(strangers.visit(address, script(random.Random(1), http2.CONNECT), patience=15))
+        assert time.monotonic() - began_at < 15, "it was kept until the handshake's time was over, or longer"
         assert heard[3:4] in (b"", bytes([http2.SETTINGS])), "an HTTP/2 server says only what it is"
 
 

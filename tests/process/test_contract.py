@@ -137,10 +137,8 @@ def _waiting(served: Served) -> int:
 def test_a_given_up_call_leaves_its_late_answer_to_nobody(served: Served, devices: Devices) -> None:
     (device,) = devices.join(served.address)
     (proxy,) = served.manager.get_participants(1, timeout=10)
-    started = time.monotonic()
     with pytest.raises(CallTimeout, match=r"did not answer within 0\.2 s"):
         proxy.run(instruction("hold", b"late"), timeout=0.2)
-    assert time.monotonic() - started < 5
     assert device.holding.is_set()
     assert device.cancelled.wait(10), "it accepts cancel, and was not told"
     with ThreadPoolExecutor(1) as threads:
@@ -175,6 +173,7 @@ def test_what_waits_in_the_queue_of_a_device_that_dies_is_lost_too(served: Serve
                 run.result(10)
 
 
+@pytest.mark.timed
 def test_a_device_that_leaves_is_gone_from_the_pool_within_a_second(served: Served, devices: Devices) -> None:
     device, _ = devices.join(served.address, 2)
     eventually(lambda: served.pooled() == 2)

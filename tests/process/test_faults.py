@@ -36,6 +36,7 @@ from tests.process.running import start_coordinator, start_participants
 from tests.support import Devices, eventually, instruction, tensors
 
 
+@pytest.mark.timed
 def test_the_participants_of_a_killed_worker_are_lost_and_its_slot_is_filled_again(devices: Devices) -> None:
     with Coordinator(workers=2, listen="127.0.0.1:0", log_level="critical") as coordinator:
         joined = devices.join(coordinator.listen, 12)
@@ -85,6 +86,7 @@ def test_a_worker_that_is_asked_to_stop_finishes_its_work_and_is_started_again(d
         eventually(lambda: {device.id for device in joined if device.reconnect is not None} == moved)
 
 
+@pytest.mark.timed
 def test_a_frozen_worker_is_found_within_the_liveness_time(devices: Devices) -> None:
     with Coordinator(
         workers=2, listen="127.0.0.1:0", liveness=1.0, heartbeat=0.2, log_level="critical"
@@ -101,6 +103,7 @@ def test_a_frozen_worker_is_found_within_the_liveness_time(devices: Devices) -> 
         assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.timed
 def test_a_worker_whose_loop_is_blocked_says_where_it_hangs_before_it_is_killed(
     devices: Devices, capfd: pytest.CaptureFixture[str]
 ) -> None:

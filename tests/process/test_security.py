@@ -268,7 +268,8 @@ def test_participants_are_known_by_tokens_that_are_issued_and_revoked_while_it_r
             return devices.one(coordinator.listen, hello(name), credentials(authority), token)
 
         def gets_in(token: str) -> Device | None:
-            device, before = come(token), coordinator.status()["participants"]
+            before = coordinator.status()["participants"]
+            device = come(token)
             eventually(lambda: device.ended or coordinator.status()["participants"] > before)
             return None if device.ended else device
 

@@ -21,6 +21,8 @@ from coordinator import CallTimeout, Connection, ParticipantLost, connect
 from tests.process.running import RunningCoordinator, start_coordinator, start_participants
 from tests.support import PATIENCE, Devices, eventually, instruction
 
+pytestmark = pytest.mark.timed
+
 KEEPALIVE = 1.0
 FOUND = 1.5 * KEEPALIVE
 """Seconds after which a participant that doesn't answer pings is lost …"""
