@@ -250,10 +250,7 @@ class RunningCoordinator:
             rss_bytes=resident_bytes(),
             moving=pool.moving,
             draining=dispatcher.draining,
-            turned_away=self.workers.turned_away
-            + sum(worker.heartbeat.turned_away for worker in self.workers.workers),
-            unauthenticated=sum(worker.heartbeat.unauthenticated for worker in self.workers.workers),
-            closed_connections=sum(worker.heartbeat.closed_connections for worker in self.workers.workers),
+            refused=self.workers.refused,
             troubles=self._troubles(),
             refused_scripts=self._control.refused if self._control is not None else 0,
             link_errors=self.workers.link_errors,
@@ -275,10 +272,7 @@ class RunningCoordinator:
                     participants=len(worker.members),
                     cpu_seconds=worker.heartbeat.cpu_seconds,
                     rss_bytes=worker.heartbeat.rss_bytes,
-                    violations=worker.heartbeat.violations,
-                    turned_away=worker.heartbeat.turned_away,
-                    unauthenticated=worker.heartbeat.unauthenticated,
-                    closed_connections=worker.heartbeat.closed_connections,
+                    refused=worker.refused,
                     heard_seconds_ago=worker.downlink.silent_for(now) if worker.address else 0.0,
                 )
                 for worker in self.workers.workers

@@ -6,6 +6,7 @@ Decides what goes to many at once. What has to be sent again is the business of 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +32,12 @@ class Worker:
     orders: OrdersBatch = field(default_factory=OrdersBatch)
     heartbeat: link_pb2.Heartbeat = field(default_factory=link_pb2.Heartbeat)
     memory_pid: int = 0  # whose descriptors its payloads are named by
+    refused_before: Counter[str] = field(default_factory=Counter)  # by earlier incarnations
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Whom the workers in this slot have refused, by cause, so far."""
+        return self.refused_before + Counter(self.heartbeat.refused)
 
 
 class LinkTransport:

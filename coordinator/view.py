@@ -149,14 +149,15 @@ def render_status(status: control_pb2.Status, load: CpuLoad | None = None) -> Re
         ("cancelled", counters.cancelled),
         ("late", counters.late),
         ("moving", status.moving),
-        ("turned away", status.turned_away),
-        ("unauthenticated", status.unauthenticated),
-        ("closed connections", status.closed_connections),
         ("refused scripts", status.refused_scripts),
         ("link errors", status.link_errors),
     ):
         if count:
             parts.append(f"{count:,} {name}")
+    refused = sorted(status.refused.items(), key=lambda item: (-item[1], item[0]))
+    if refused:
+        causes = ", ".join(f"{cause} {count:,}" for cause, count in refused)
+        parts.append(f"{sum(status.refused.values()):,} refused ({causes})")
     troubles = [Text(trouble, "bold red") for trouble in status.troubles]
     return Group(head, table, Text(" · ".join(parts)), *troubles)
 

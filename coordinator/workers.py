@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
@@ -28,6 +29,7 @@ from manager.link_keys import coordinator_keys
 from manager.listen import Address
 from manager.logs import Sparingly
 from manager.members import Member, printable, recognisable
+from manager.refused import Cause, Refused
 from manager.shares import Folded, Group, Partial
 from manager.sockets import routing_id
 from protos import link_pb2
@@ -66,10 +68,12 @@ class Workers:
         """Called with the index of a worker that has to be killed."""
         self.settled: Callable[[], bool] = lambda: True
         """Whether the workers are as they should be, so that participants may be evened out."""
+        self._refused: Refused = Counter()  # by the coordinator itself
         self._admission = Admission(
             capacity=0,
             max_joins=settings.limits.max_joins * settings.workers,
             come_back=settings.limits.come_back,
+            refused=self._refused,
             random=random.random,
             now=time.monotonic(),
         )
@@ -81,9 +85,9 @@ class Workers:
         self._ticker = self._loop.create_task(self._tick())
 
     @property
-    def turned_away(self) -> int:
-        """Participants that were too many in all, so far."""
-        return self._admission.turned_away
+    def refused(self) -> Counter[str]:
+        """Participants, streams and connections that couldn't stay, so far."""
+        return sum((worker.refused for worker in self.workers), Counter(self._refused))
 
     @property
     def link_errors(self) -> int:
@@ -134,6 +138,7 @@ class Workers:
         worker = self.workers[index]
         worker.downlink = self._new_downlink(index, incarnation)
         worker.pid, worker.address = pid, ""
+        worker.refused_before = worker.refused
         worker.heartbeat = link_pb2.Heartbeat()
 
     def drain(self, index: int, grace: float) -> bool:
@@ -268,7 +273,7 @@ class Workers:
         limit, pool = self._settings.max_participants, self.dispatcher.pool
         if limit is None or len(pool) + pool.moving < limit or pool.knows(join.participant_id):
             return False
-        delay = self._admission.full(time.monotonic())
+        delay = self._admission.full(time.monotonic(), Cause.MAX_PARTICIPANTS)
         self._sparingly.info(
             "full",
             "participant %s is turned away: there are %d already, as many as --max-participants allows",

@@ -18,6 +18,7 @@ session.py ★      what each message means in the life of one stream
 admission.py ★    who may join now, and when the others are told to come back
 crowds.py ★       how many streams one address may have
 connections.py ★  which connections without a stream are closed
+refused.py        why somebody was turned away, cut off or closed, and how many were
 identity.py ★     who a participant is, by its credentials
 tokens.py ★       what a file of tokens says
 peer_certificate.py ★  what gRPC doesn't see in a participant's certificate
@@ -54,6 +55,7 @@ verdicts.py       how this side ends a stream
 overdue.py        which streams have been waited for too long
 limits.py         what a worker takes on at most
 endpoint.py       the gRPC server around them
+closing.py        looks at connections again and again, and closes some
 open_sockets.py   the connections to a port of this process, seen and closed
 gate.py           lets in who has credentials
 certificates.py   the server's certificate, renewed while it runs

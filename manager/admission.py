@@ -38,6 +38,8 @@ import math
 from collections.abc import Callable
 from typing import Final
 
+from manager.refused import Cause, Refused
+
 LEAST_DELAY: Final = 0.2
 """Seconds before which nobody is told to come back: a connection must be closed and made anew."""
 
@@ -66,10 +68,14 @@ class Admission:
         capacity: int,
         max_joins: float,
         come_back: tuple[float, float],
+        refused: Refused,
         random: Callable[[], float],
         now: float,
     ) -> None:
-        """``capacity`` is how many participants there may be; ``random`` gives numbers from [0, 1)."""
+        """``capacity`` is how many participants there may be; ``random`` gives numbers from [0, 1).
+
+        Who is turned away is counted in ``refused``.
+        """
         self._capacity = capacity
         self._rate = max_joins
         self._low, self._high = come_back
@@ -82,26 +88,25 @@ class Admission:
         self._book: dict[int, int] = {}  # how many return in each second, because it was full
         self._away = 0  # the sum of it
         self._move = now  # the last place of one that was told to move
-        self.turned_away = 0
-        """How many were told to come back, so far."""
+        self._refused = refused
 
     def newcomer(self, pooled: int, now: float) -> float | None:
         """None: may join those ``pooled``. Else the seconds after which to come back."""
         if pooled >= self._capacity:
-            return self.full(now)
+            return self.full(now, Cause.MAX_PER_WORKER)
         self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
         self._filled_at = now
         if self._tokens >= 1:
             self._tokens -= 1
             return None
-        self.turned_away += 1
+        self._refused[Cause.MAX_JOINS] += 1
         self._place = max(self._place, now + LEAST_DELAY) + 1 / self._rate
         delay = self._place - now + self._random() / self._rate
         return min(delay, LEAST_DELAY + MAX_WINDOW)
 
-    def full(self, now: float) -> float:
-        """There is no room for a newcomer: the seconds after which to come back."""
-        self.turned_away += 1
+    def full(self, now: float, cause: Cause) -> float:
+        """There is no room for a newcomer, for this cause: the seconds after which to come back."""
+        self._refused[cause] += 1
         self._turn_the_pages(now)
         width = max(self._high - self._low, min(2 * self._away / self._rate, MAX_WINDOW))
         at = now + self._low + self._random() * width

@@ -3,18 +3,24 @@
 gRPC closes connections on which nothing happens, but its clock starts anew with each stream, be it refused,
 and it has no limit for an address. So what is here counts are streams that were let in (crowds.py). Twice as
 many connections as streams are bearable from one address: participants that have been told to come back have
-not gone yet. Those who have waited for longest are closed first; who shows at last who it is, is new.
+not gone yet. Without a stream there may be a quarter of all that there may be, if that is less. Those who
+have waited for longest are closed first; who shows at last who it is, is new.
+
+How many gRPC has closed it tells nobody. What is gone at a look, after about as long as gRPC bears it, is
+taken for closed by it: an estimate. Those that it closes at once because there are too many aren't seen at
+all; that it does is said as ``full``.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from manager.crowds import Place
+from manager.limits import Limits
+from manager.refused import Cause, Refused
 
 PATIENCE: Final = 1.5
 """Times ``idle_timeout``: gRPC, which says goodbye, is to be first where it closes a connection at all."""
@@ -22,10 +28,10 @@ PATIENCE: Final = 1.5
 NEARLY: Final = 0.75
 """Of the time after which gRPC closes one. Who is gone after that, at a look, is counted as closed by it."""
 
+FULL: Final = 0.98
+"""Of as many as there may be: some are always about to go, or to come."""
 
-class Reason(Enum):
-    CROWD = "one address has more of them than it may (--max-per-address)"
-    IDLE = "they have had no stream for long (--idle-timeout)"
+_SHARE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,43 +43,85 @@ class Connection:
 class Connections:
     """What was seen of a worker's connections."""
 
-    def __init__(self, max_per_address: int, idle_timeout: float, handshake_timeout: float) -> None:
-        self._most = 2 * max_per_address
-        self._patience = PATIENCE * idle_timeout
-        self._least = NEARLY * min(idle_timeout, handshake_timeout)
-        self._since: dict[int, float] = {}  # seen without a stream since
-        self.closed = 0
-        """Those that were closed for the sake of others, by what this has decided or by gRPC, so far."""
+    def __init__(self, limits: Limits, most: int, refused: Refused) -> None:
+        """``most``: as many as gRPC keeps. Counts in ``refused``."""
+        self.most = most
+        self.most_of_one = 2 * limits.max_per_address
+        self.most_waiting = min(self.most_of_one, max(1, most // _SHARE))
+        self.patience = PATIENCE * limits.idle_timeout
+        self.idle = NEARLY * limits.idle_timeout
+        silent = 1.5 * limits.keepalive  # a ping, and no answer
+        self.least = NEARLY * min(limits.idle_timeout, limits.handshake_timeout, silent)
+        self.since: dict[int, float] = {}  # seen without a stream since
+        self.refused = refused
+        self.full = ""
+        """If there are as many as there may be: a sentence that says so."""
 
-    def look(
-        self, there: Iterable[Connection], serves: Callable[[Place], bool], now: float
-    ) -> dict[int, Reason]:
-        """Those to close, of all that are ``there`` now. ``serves``: whether a stream was let in from it."""
-        due: dict[int, Reason] = {}
-        since: dict[int, float] = {}
-        number: Counter[str] = Counter()
-        waiting: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
-        here: set[int] = set()
-        for connection in there:
-            here.add(connection.id)
-            origin = connection.place.origin
-            if origin is not None:
-                number[origin] += 1
-            if serves(connection.place):
-                continue
-            seen = since[connection.id] = self._since.get(connection.id, now)
-            if now - seen >= self._patience:
-                due[connection.id] = Reason.IDLE
-            if origin is not None:
-                waiting[origin].append((seen, connection.id))
-        gone = self._since.keys() - here
-        self.closed += sum(now - self._since[each] >= self._least for each in gone)
-        self._since = since
-        for origin, candidates in waiting.items():
-            candidates.sort()
-            for _, each in candidates[: max(0, number[origin] - self._most)]:
-                due.setdefault(each, Reason.CROWD)
+    def look(self, serves: Callable[[Place], bool], now: float) -> Look:
+        """Begins to look. ``serves``: whether a stream was let in from there."""
+        return Look(self, serves, now)
+
+
+class Look:
+    """One look at all connections, a few at a time, so that others have a turn meanwhile."""
+
+    def __init__(self, connections: Connections, serves: Callable[[Place], bool], now: float) -> None:
+        self._all = connections
+        self._serves = serves
+        self._now = now
+        self._since: dict[int, float] = {}
+        self._gone = set(connections.since)
+        self._old: list[int] = []
+        self._total = 0
+        self._number: Counter[str] = Counter()
+        self._waiting: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
+
+    def see(self, connection: Connection) -> None:
+        """It is there. Each is seen once."""
+        number, place = connection.id, connection.place
+        self._total += 1
+        self._gone.discard(number)
+        if place.origin is not None:
+            self._number[place.origin] += 1
+        if self._serves(place):
+            return
+        since = self._since[number] = self._all.since.get(number, self._now)
+        if self._now - since >= self._all.patience:
+            self._old.append(number)
+        if place.origin is not None:
+            self._waiting[place.origin].append((since, number))
+
+    def done(self) -> dict[int, Cause]:
+        """All have been seen: those to close."""
+        before, refused = self._all.since, self._all.refused
+        for each in self._gone:
+            waited = self._now - before[each]
+            if waited >= self._all.idle:
+                refused[Cause.IDLE_TIMEOUT] += 1
+            elif waited >= self._all.least:
+                refused[Cause.HANDSHAKE_TIMEOUT] += 1
+        due = dict.fromkeys(self._old, Cause.IDLE_TIMEOUT)
+        for origin, candidates in self._waiting.items():
+            excess = max(
+                self._number[origin] - self._all.most_of_one, len(candidates) - self._all.most_waiting
+            )
+            if excess > 0:
+                for _, each in sorted(candidates)[:excess]:
+                    due.setdefault(each, Cause.CONNECTIONS_PER_ADDRESS)
+        refused.update(due.values())
         for each in due:  # they are counted; that they go is no news
-            self._since.pop(each, None)
-        self.closed += len(due)
+            del self._since[each]
+        self._all.since = self._since
+        self._all.full = self._full()
+        if self._all.full:
+            refused[Cause.MAX_CONNECTIONS] += 1
         return due
+
+    def _full(self) -> str:
+        if self._total < FULL * self._all.most:
+            return ""
+        text = f"there are {self._total} connections, as many as there may be: newcomers are cut off"
+        (origin, number), *_ = self._number.most_common(1) or [("", 0)]
+        if 2 * number > self._total:
+            text += f" ({number} of them are from {origin})"
+        return text

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import Enum, auto
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote
 
@@ -27,19 +27,11 @@ class Entry(Enum):
 
 
 class Place(NamedTuple):
-    """Where somebody is: the other end of a connection."""
+    """Where somebody is: the other end of a connection. Of strings, because thousands are looked up."""
 
-    address: IPv4Address | IPv6Address
+    address: str  # in the one form that it has
     port: int
-
-    @property
-    def origin(self) -> str | None:
-        """The address to count for; None if it doesn't count."""
-        if self.address.is_loopback:
-            return None
-        if isinstance(self.address, IPv6Address):
-            return f"{IPv6Address(int(self.address) >> 64 << 64)}/64"
-        return str(self.address)
+    origin: str | None  # the address to count for; None if it doesn't count
 
 
 class Crowds:
@@ -88,7 +80,12 @@ def place_of(host: str, port: int) -> Place | None:
         return None
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    return Place(address, port)
+    origin: str | None = str(address)
+    if address.is_loopback:
+        origin = None
+    elif isinstance(address, IPv6Address):
+        origin = f"{IPv6Address(int(address) >> 64 << 64)}/64"
+    return Place(str(address), port, origin)
 
 
 def _known(peer: str) -> tuple[Place | None, str | None]:

@@ -6,28 +6,23 @@ Decides gRPC's settings; each has its reason beside it. What is said on the stre
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections import Counter
 from os import fspath
-from typing import Final
 
 import grpc.aio
 
 from manager.certificates import Certificates
+from manager.closing import Closing
 from manager.connections import Connections
 from manager.errors import StartError
 from manager.gate import Gate
 from manager.limits import Limits
-from manager.listen import Address
-from manager.logs import Sparingly, keep_headers_out
+from manager.listen import Address, addresses_of
+from manager.logs import keep_headers_out
 from manager.open_sockets import OpenSockets
 from manager.security import Security
 from manager.servicer import Servicer
 from manager.watched import keep_looking, troubles
 from protos.chunks import MAX_FRAME_SIZE
-
-log = logging.getLogger("muster.security")
 
 MIN_PING_INTERVAL = 5.0
 """Seconds between two pings of a participant that is just bearable. It is told to ping every 10 s, whatever
@@ -72,11 +67,6 @@ def server_options(limits: Limits) -> dict[str, int]:
     }
 
 
-CLOSING_INTERVAL: Final = 1.0
-CLOSING_SHARE: Final = 0.02
-"""Seconds between two looks at which connections are to be closed; and what share of the time they may take,
-of which there is more the more connections there are."""
-
 CLOSE_TIMEOUT = 1.0
 """Seconds that participants who have been told to reconnect get to close their streams."""
 
@@ -90,7 +80,7 @@ class Endpoint:
         self._security = security
         self._certificates: Certificates | None = None
         self._gate: Gate | None = None
-        self._connections = Connections(limits.max_per_address, limits.idle_timeout, limits.handshake_timeout)
+        self._closing: Closing | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
 
@@ -126,15 +116,13 @@ class Endpoint:
                 text += ", or gRPC can't use the key: it must be RSA, or ECDSA on the curve P-256 or P-384"
             raise StartError(text) from error
         await self._server.start()
-        self._tasks.append(asyncio.create_task(self._keep_closing(OpenSockets(port))))
+        connections = Connections(self._limits, self._servicer.connections, self._servicer.refused)
+        sockets = OpenSockets(port, await asyncio.to_thread(addresses_of, address))
+        self._closing = Closing(connections, sockets, self._servicer.crowds.at)
+        self._tasks.append(asyncio.create_task(self._closing.run()))
         if self._certificates is not None or self._gate is not None:
             self._tasks.append(asyncio.create_task(keep_looking(self._look)))
         return Address(address.host, port)
-
-    @property
-    def closed_connections(self) -> int:
-        """Those that were too many from one address, or had no stream for as long as they may, so far."""
-        return self._connections.closed
 
     def _secure(self, security: Security) -> None:
         if security.tls is not None:
@@ -146,8 +134,8 @@ class Endpoint:
 
     @property
     def troubles(self) -> list[str]:
-        """What is wrong with files of certificates and tokens, a sentence each."""
-        return troubles(self._certificates, self._gate)
+        """What is wrong with files of certificates and tokens, or with connections, a sentence each."""
+        return troubles(self._certificates, self._gate, self._closing)
 
     async def _look(self) -> None:
         """Takes over what has changed in the files. In a thread: a disk may be slow."""
@@ -155,25 +143,6 @@ class Endpoint:
             await asyncio.to_thread(self._certificates.look)
         if self._gate is not None and await asyncio.to_thread(self._gate.look):
             self._gate.clear_out()
-
-    async def _keep_closing(self, sockets: OpenSockets) -> None:
-        sparingly = Sparingly(log)
-        while True:
-            began = time.monotonic()
-            try:
-                await self._close_some(sockets, sparingly)
-            except Exception:  # the next look may succeed
-                sparingly.exception("closing", "can't look which connections are to be closed")
-            await asyncio.sleep(max(CLOSING_INTERVAL, (time.monotonic() - began) / CLOSING_SHARE))
-
-    async def _close_some(self, sockets: OpenSockets, sparingly: Sparingly) -> None:
-        found = await sockets.look()
-        due = self._connections.look(found.values(), self._servicer.crowds.at, time.monotonic())
-        for descriptor, connection in found.items():
-            if connection.id in due:
-                sockets.close(descriptor, connection)
-        for reason, number in Counter(due.values()).items():
-            sparingly.warning(reason.name, "closed %d connections: %s", number, reason.value)
 
     async def drain(self, grace: float) -> None:
         """Takes no new streams, sends participants elsewhere, and ends.

@@ -59,6 +59,16 @@ class Address:
         return cls(host, int(port))
 
 
+def addresses_of(address: Address) -> set[str] | None:
+    """The addresses that a server there listens at, in their one form; None if it is all of them."""
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return None
+    hosts = [ip_address(str(sockaddr[0]).partition("%")[0]) for *_, sockaddr in found]
+    return None if any(host.is_unspecified for host in hosts) else {str(host) for host in hosts}
+
+
 class Reservation:
     """Holds an address for workers that will share it. Close it when they have stopped."""
 

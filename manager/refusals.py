@@ -16,8 +16,9 @@ import grpc
 import grpc.aio
 
 from manager.logs import Sparingly
+from manager.refused import Cause, Refused
 from manager.stream import Stream, reconnect_message
-from manager.verdicts import LEAVE_TIMEOUT, EndReason, Verdict
+from manager.verdicts import LEAVE_TIMEOUT, Verdict
 
 log = logging.getLogger("muster.servicer")
 
@@ -32,23 +33,21 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 class Refusals:
     """Those of one worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, refused: Refused) -> None:
+        """Counts in ``refused``."""
         self._log = Sparingly(log)
         self._heard_out = 0
-        self.unauthenticated = 0
-        """Streams refused or ended because of their credentials, so far."""
-        self.violations = 0
-        """Streams ended for a breach of the protocol, so far."""
+        self._refused = refused
 
     async def stranger(self, context: _Context, text: str) -> None:
         """For one who has not shown who it is. Nothing of it is kept."""
-        self._unauthenticated("refused", f"a participant at {context.peer()}", text)
+        self._note(Cause.CREDENTIALS, f"a participant at {context.peer()}", text)
         await self._hear_out(context)
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
 
     async def too_large(self, context: _Context, text: str) -> None:
         """For one whose call is larger than it may be before it has said anything."""
-        self._violation("headers", f"a participant at {context.peer()}", text)
+        self._note(Cause.MAX_METADATA, f"a participant at {context.peer()}", text)
         await self._hear_out(context)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
@@ -82,17 +81,10 @@ class Refusals:
 
     async def cut_off(self, stream: Stream, context: _Context, verdict: Verdict) -> None:
         """For a stream that was let in, and has ended."""
-        reason, code, text = verdict
-        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            self._unauthenticated(code.name, str(stream), text)
-        elif reason == EndReason.VIOLATION:
-            self._violation(code.name, str(stream), text)
-        await context.abort(code, text)
+        if verdict.cause is not None:
+            self._note(verdict.cause, str(stream), verdict.text, verdict.code.name)
+        await context.abort(verdict.code, verdict.text)
 
-    def _violation(self, kind: str, who: str, text: str) -> None:
-        self.violations += 1
-        self._log.warning(kind, "ended the stream of %s: %s", who, text)
-
-    def _unauthenticated(self, kind: str, who: str, text: str) -> None:
-        self.unauthenticated += 1
-        self._log.warning(kind, "ended the stream of %s: %s", who, text)
+    def _note(self, cause: Cause, who: str, text: str, kind: str = "") -> None:
+        self._refused[cause] += 1
+        self._log.warning(cause + kind, "ended the stream of %s: %s", who, text)

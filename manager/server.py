@@ -181,6 +181,17 @@ class Server:
         self.address = address
         """``host:port`` where participants connect."""
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """How many participants were turned away, streams ended and connections closed so far, by cause
+        (refused.py)."""
+        return dict(self._manager.servicer.refused)
+
+    @property
+    def troubles(self) -> list[str]:
+        """What is wrong, such as with files of certificates and tokens: a sentence each."""
+        return self._manager.endpoint.troubles
+
     def start(self) -> None:
         """Does nothing: the server already serves. Here for code written for a plain gRPC server."""
 

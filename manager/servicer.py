@@ -12,6 +12,7 @@ import itertools
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Final, Protocol
@@ -28,6 +29,7 @@ from manager.limits import Limits, metadata_size, room
 from manager.logs import Sparingly
 from manager.overdue import Overdue
 from manager.refusals import Refusals
+from manager.refused import Cause, Refused
 from manager.session import Action, BreachError, Session, State
 from manager.spool import Spool
 from manager.stream import Stream
@@ -40,11 +42,12 @@ from manager.verdicts import (
     STALLED,
     STAYED,
     EndReason,
+    Verdict,
     speechless,
 )
 from protos import stream_pb2
 from protos.chunks import Assembler, in_memory, read_chunk
-from protos.envelope import Kind, MalformedMessageError, kind_of
+from protos.envelope import CompressedMessageError, Kind, MalformedMessageError, kind_of
 from protos.messages import failure
 
 log = logging.getLogger("muster.servicer")
@@ -92,10 +95,12 @@ class Servicer:
         self._overdue = Overdue()
         self._speechless = speechless(limits.hello_timeout)
         self._log = Sparingly(log)
+        self.refused: Refused = Counter()  # so far, by whatever has to do with this worker's port
         self._admission = Admission(
             capacity=self._room.participants,
             max_joins=limits.max_joins,
             come_back=limits.come_back,
+            refused=self.refused,
             random=random.random,
             now=self._loop.time(),
         )
@@ -103,7 +108,7 @@ class Servicer:
         self._open: set[Stream] = set()  # of whatever kind
         self._silent: dict[Stream, float] = {}  # those that have said nothing yet, oldest first; since when
         self.streams: dict[int, Stream] = {}  # those of pooled participants
-        self.refusals = Refusals()
+        self.refusals = Refusals(self.refused)
         self.draining = False
         self._parting: dict[int, Callable[[], None]] = {}  # who is yet to be told to go, and how
         self.drained = asyncio.Event()  # draining, and nobody is pooled, or to be told to go, any more
@@ -113,11 +118,6 @@ class Servicer:
         return grpc.method_handlers_generic_handler(
             SERVICE, {"Connect": grpc.stream_stream_rpc_method_handler(self.connect)}
         )
-
-    @property
-    def turned_away(self) -> int:
-        """Participants that were told to come back later because of a limit, so far."""
-        return self._admission.turned_away
 
     def drain(self) -> None:
         """Tells participants to reconnect: the idle ones now, those at work once they have answered.
@@ -181,14 +181,17 @@ class Servicer:
             if await self._converse(stream, context):
                 reason = EndReason.LEFT
         except BreachError as breach:
-            verdict = (EndReason.VIOLATION, grpc.StatusCode.FAILED_PRECONDITION, str(breach))
+            verdict = _violation(grpc.StatusCode.FAILED_PRECONDITION, breach, Cause.PROTOCOL)
         except MalformedMessageError as malformed:
-            verdict = (EndReason.VIOLATION, grpc.StatusCode.INVALID_ARGUMENT, str(malformed))
+            compressed = isinstance(malformed, CompressedMessageError)
+            cause = Cause.COMPRESSION if compressed else Cause.PROTOCOL
+            verdict = _violation(grpc.StatusCode.INVALID_ARGUMENT, malformed, cause)
         except ImpostorError as error:
-            verdict = (EndReason.LOST, grpc.StatusCode.PERMISSION_DENIED, str(error))
+            code = grpc.StatusCode.PERMISSION_DENIED
+            verdict = Verdict(EndReason.LOST, code, str(error), Cause.CREDENTIALS)
         except TooLargeError as error:
             self._answer_too_large(stream, str(error))
-            verdict = (EndReason.VIOLATION, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            verdict = _violation(grpc.StatusCode.RESOURCE_EXHAUSTED, error, Cause.MAX_MESSAGE)
         except asyncio.CancelledError:
             verdict = stream.verdict
             gone = verdict is None
@@ -201,7 +204,7 @@ class Servicer:
             self._overdue.forget(stream)
             self._parting.pop(stream.id, None)
             stream.session.ended()
-            self._out(stream, verdict[0] if verdict is not None else reason)
+            self._out(stream, verdict.reason if verdict is not None else reason)
             stream.close() if gone else await stream.settle()
         if verdict is not None:
             await self.refusals.cut_off(stream, context, verdict)
@@ -332,12 +335,14 @@ class Servicer:
     async def _turn_away(self, context: grpc.aio.ServicerContext[bytes, bytes], entry: Entry) -> None:
         """There are so many streams, of all or of one address, that this one can't stay."""
         if entry is Entry.IN:  # else the process would run out of files
+            cause = Cause.OPEN_FILES
             text = f"there are {len(self._open)} streams, as many as there may be"
         else:
+            cause = Cause.MAX_PER_ADDRESS
             text = (
                 f"more than {self._limits.max_per_address} streams are from one address (--max-per-address)"
             )
-        delay = self._admission.full(self._loop.time())
+        delay = self._admission.full(self._loop.time(), cause)
         await self.refusals.too_many(context, text, delay, wait=entry is not Entry.NEVER)
 
     def _out(self, stream: Stream, reason: EndReason.ValueType) -> None:
@@ -349,3 +354,7 @@ class Servicer:
     def _check_drained(self) -> None:
         if self.draining and not self.streams and not self._parting:
             self.drained.set()
+
+
+def _violation(code: grpc.StatusCode, error: Exception, cause: Cause) -> Verdict:
+    return Verdict(EndReason.VIOLATION, code, str(error), cause)

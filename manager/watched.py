@@ -70,15 +70,17 @@ class Watched(Generic[T]):
 
 
 class Watcher(Protocol):
-    """What holds something that is read anew."""
+    """What something may be wrong with, such as what holds a file's content."""
 
     @property
     def trouble(self) -> str: ...
 
 
 def troubles(*watchers: Watcher | None) -> list[str]:
-    """What is wrong with their files, a sentence each."""
-    return [each.trouble for each in watchers if each is not None and each.trouble]
+    """What is wrong with them, a sentence each."""
+    # A name of a file may be bytes that are no text.
+    found = [each.trouble for each in watchers if each is not None and each.trouble]
+    return [text.encode(errors="backslashreplace").decode() for text in found]
 
 
 async def keep_looking(look: Callable[[], Awaitable[None]]) -> None:

@@ -260,10 +260,7 @@ class Worker:
         return link_pb2.Heartbeat(
             cpu_seconds=cpu,
             rss_bytes=resident_bytes(),
-            violations=self._servicer.refusals.violations,
-            turned_away=self._servicer.turned_away,
-            unauthenticated=self._servicer.refusals.unauthenticated,
-            closed_connections=self._endpoint.closed_connections,
+            refused=self._servicer.refused,
             troubles=self._endpoint.troubles,
             shares_memory=self._opens_memory,
         )

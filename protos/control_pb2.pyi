@@ -138,6 +138,22 @@ Global___StatusRequest: typing_extensions.TypeAlias = StatusRequest
 class Status(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class RefusedEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     VERSION_FIELD_NUMBER: builtins.int
     LISTEN_FIELD_NUMBER: builtins.int
     CONTROL_FIELD_NUMBER: builtins.int
@@ -154,13 +170,11 @@ class Status(google.protobuf.message.Message):
     COUNTERS_FIELD_NUMBER: builtins.int
     WORKERS_FIELD_NUMBER: builtins.int
     MOVING_FIELD_NUMBER: builtins.int
-    TURNED_AWAY_FIELD_NUMBER: builtins.int
     LINK_ERRORS_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
     REFUSED_SCRIPTS_FIELD_NUMBER: builtins.int
-    UNAUTHENTICATED_FIELD_NUMBER: builtins.int
-    CLOSED_CONNECTIONS_FIELD_NUMBER: builtins.int
     TROUBLES_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
     version: builtins.str
     listen: builtins.str
     control: builtins.str
@@ -179,24 +193,24 @@ class Status(google.protobuf.message.Message):
     rss_bytes: builtins.int
     moving: builtins.int
     """participants that have been told to reconnect and are expected back"""
-    turned_away: builtins.int
-    """participants told to come back later because of a limit, so far"""
     link_errors: builtins.int
     """messages on the link that could not be read, and hellos refused, so far"""
     draining: builtins.bool
     refused_scripts: builtins.int
     """calls of scripts and commands without a valid token, so far"""
-    unauthenticated: builtins.int
-    """participants refused or cut off because of their credentials, so far"""
-    closed_connections: builtins.int
-    """too many from one address, or without a stream for as long as they may"""
     @property
     def counters(self) -> Global___Counters: ...
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Worker]: ...
     @property
     def troubles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """what is wrong with files of certificates and tokens"""
+        """what is wrong, such as with files of certificates and tokens; sentences"""
+
+    @property
+    def refused(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """Participants turned away, streams ended and connections closed, by cause, so far. The causes are in
+        SECURITY.md; with those of workers that have ended.
+        """
 
     def __init__(
         self,
@@ -217,16 +231,14 @@ class Status(google.protobuf.message.Message):
         counters: Global___Counters | None = ...,
         workers: collections.abc.Iterable[Global___Worker] | None = ...,
         moving: builtins.int = ...,
-        turned_away: builtins.int = ...,
         link_errors: builtins.int = ...,
         draining: builtins.bool = ...,
         refused_scripts: builtins.int = ...,
-        unauthenticated: builtins.int = ...,
-        closed_connections: builtins.int = ...,
         troubles: collections.abc.Iterable[builtins.str] | None = ...,
+        refused: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["counters", b"counters"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attached", b"attached", "busy", b"busy", "calls", b"calls", "closed_connections", b"closed_connections", "control", b"control", "counters", b"counters", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "leased", b"leased", "link_errors", b"link_errors", "listen", b"listen", "moving", b"moving", "participants", b"participants", "pid", b"pid", "refused_scripts", b"refused_scripts", "rss_bytes", b"rss_bytes", "troubles", b"troubles", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "uptime_seconds", b"uptime_seconds", "version", b"version", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attached", b"attached", "busy", b"busy", "calls", b"calls", "control", b"control", "counters", b"counters", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "leased", b"leased", "link_errors", b"link_errors", "listen", b"listen", "moving", b"moving", "participants", b"participants", "pid", b"pid", "refused", b"refused", "refused_scripts", b"refused_scripts", "rss_bytes", b"rss_bytes", "troubles", b"troubles", "uptime_seconds", b"uptime_seconds", "version", b"version", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
 
 Global___Status: typing_extensions.TypeAlias = Status
 
@@ -267,6 +279,22 @@ Global___Counters: typing_extensions.TypeAlias = Counters
 class Worker(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class RefusedEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     INDEX_FIELD_NUMBER: builtins.int
     INCARNATION_FIELD_NUMBER: builtins.int
     PID_FIELD_NUMBER: builtins.int
@@ -275,11 +303,8 @@ class Worker(google.protobuf.message.Message):
     PARTICIPANTS_FIELD_NUMBER: builtins.int
     CPU_SECONDS_FIELD_NUMBER: builtins.int
     RSS_BYTES_FIELD_NUMBER: builtins.int
-    VIOLATIONS_FIELD_NUMBER: builtins.int
     HEARD_SECONDS_AGO_FIELD_NUMBER: builtins.int
-    TURNED_AWAY_FIELD_NUMBER: builtins.int
-    UNAUTHENTICATED_FIELD_NUMBER: builtins.int
-    CLOSED_CONNECTIONS_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
     index: builtins.int
     incarnation: builtins.int
     pid: builtins.int
@@ -288,11 +313,11 @@ class Worker(google.protobuf.message.Message):
     participants: builtins.int
     cpu_seconds: builtins.float
     rss_bytes: builtins.int
-    violations: builtins.int
     heard_seconds_ago: builtins.float
-    turned_away: builtins.int
-    unauthenticated: builtins.int
-    closed_connections: builtins.int
+    @property
+    def refused(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """by this worker and those before it in its place"""
+
     def __init__(
         self,
         *,
@@ -304,13 +329,10 @@ class Worker(google.protobuf.message.Message):
         participants: builtins.int = ...,
         cpu_seconds: builtins.float = ...,
         rss_bytes: builtins.int = ...,
-        violations: builtins.int = ...,
         heard_seconds_ago: builtins.float = ...,
-        turned_away: builtins.int = ...,
-        unauthenticated: builtins.int = ...,
-        closed_connections: builtins.int = ...,
+        refused: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "closed_connections", b"closed_connections", "cpu_seconds", b"cpu_seconds", "heard_seconds_ago", b"heard_seconds_ago", "incarnation", b"incarnation", "index", b"index", "participants", b"participants", "pid", b"pid", "rss_bytes", b"rss_bytes", "state", b"state", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "cpu_seconds", b"cpu_seconds", "heard_seconds_ago", b"heard_seconds_ago", "incarnation", b"incarnation", "index", b"index", "participants", b"participants", "pid", b"pid", "refused", b"refused", "rss_bytes", b"rss_bytes", "state", b"state"]) -> None: ...
 
 Global___Worker: typing_extensions.TypeAlias = Worker
 

@@ -27,6 +27,10 @@ class MalformedMessageError(ValueError):
     """Bytes that are no stream message, or chunks that don't add up. The text says why."""
 
 
+class CompressedMessageError(MalformedMessageError):
+    """Bytes that look as if gRPC had compressed them."""
+
+
 _INSTRUCTION_TAG: Final = 1 << 3 | 2
 
 _COMPRESSED: Final = (0x1F, 0x78)
@@ -47,8 +51,10 @@ def kind_of(data: bytes, size: int | None = None) -> Kind:
         size = len(data)
     kind = _TAGS.get(data[0])
     if kind is None:
-        hint = "; gRPC's compression must not be used" if data[0] in _COMPRESSED else ""
-        raise MalformedMessageError(f"a ParticipantMessage can't begin with byte 0x{data[0]:02x}{hint}")
+        text = f"a ParticipantMessage can't begin with byte 0x{data[0]:02x}"
+        if data[0] in _COMPRESSED:
+            raise CompressedMessageError(f"{text}; gRPC's compression must not be used")
+        raise MalformedMessageError(text)
     length = shift = 0
     for position in range(1, min(len(data), 6)):
         byte = data[position]

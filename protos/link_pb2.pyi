@@ -689,32 +689,41 @@ Global___Reduction: typing_extensions.TypeAlias = Reduction
 class Heartbeat(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class RefusedEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     SENT_FIELD_NUMBER: builtins.int
     CPU_SECONDS_FIELD_NUMBER: builtins.int
     RSS_BYTES_FIELD_NUMBER: builtins.int
-    VIOLATIONS_FIELD_NUMBER: builtins.int
     SHARES_MEMORY_FIELD_NUMBER: builtins.int
-    TURNED_AWAY_FIELD_NUMBER: builtins.int
-    UNAUTHENTICATED_FIELD_NUMBER: builtins.int
-    CLOSED_CONNECTIONS_FIELD_NUMBER: builtins.int
     TROUBLES_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
     sent: builtins.int
     """the highest sequence sent so far: shows the peer a gap at the tail"""
     cpu_seconds: builtins.float
     rss_bytes: builtins.int
-    violations: builtins.int
-    """streams ended for a breach of the protocol, so far"""
     shares_memory: builtins.bool
     """the manager can open the coordinator's memory"""
-    turned_away: builtins.int
-    """participants told to come back later because of a limit, so far"""
-    unauthenticated: builtins.int
-    """streams refused or ended because of their credentials, so far"""
-    closed_connections: builtins.int
-    """too many from one address, or without a stream for as long as they may"""
     @property
     def troubles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """what is wrong with files of certificates and tokens, a sentence each"""
+        """what is wrong, such as with files of certificates and tokens; sentences"""
+
+    @property
+    def refused(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """participants, streams and connections, by cause, so far"""
 
     def __init__(
         self,
@@ -722,14 +731,11 @@ class Heartbeat(google.protobuf.message.Message):
         sent: builtins.int = ...,
         cpu_seconds: builtins.float = ...,
         rss_bytes: builtins.int = ...,
-        violations: builtins.int = ...,
         shares_memory: builtins.bool = ...,
-        turned_away: builtins.int = ...,
-        unauthenticated: builtins.int = ...,
-        closed_connections: builtins.int = ...,
         troubles: collections.abc.Iterable[builtins.str] | None = ...,
+        refused: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["closed_connections", b"closed_connections", "cpu_seconds", b"cpu_seconds", "rss_bytes", b"rss_bytes", "sent", b"sent", "shares_memory", b"shares_memory", "troubles", b"troubles", "turned_away", b"turned_away", "unauthenticated", b"unauthenticated", "violations", b"violations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_seconds", b"cpu_seconds", "refused", b"refused", "rss_bytes", b"rss_bytes", "sent", b"sent", "shares_memory", b"shares_memory", "troubles", b"troubles"]) -> None: ...
 
 Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
 

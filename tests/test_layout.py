@@ -40,6 +40,7 @@ SANS_IO = [
     "manager/admission.py",
     "manager/crowds.py",
     "manager/connections.py",
+    "manager/refused.py",
     "manager/identity.py",
     "manager/tokens.py",
     "manager/peer_certificate.py",

@@ -176,7 +176,7 @@ def test_a_worker_that_was_given_up_is_refused() -> None:
 def test_reports_beats_and_goodbyes_become_events() -> None:
     downlink = opened()
     report = link_pb2.Report(end_sessions=[1], end_reasons=[link_pb2.LEFT])
-    beat = link_pb2.Heartbeat(sent=1, violations=4)
+    beat = link_pb2.Heartbeat(sent=1, refused={"protocol": 4})
     assert downlink.received(up(sequence=1, report=report), 0.1) == [Reported(report)]
     assert downlink.received(up(heartbeat=beat), 0.2) == [Beat(beat)]
     assert downlink.received(up(sequence=2, goodbye=link_pb2.Goodbye(reason="drained")), 0.3) == [

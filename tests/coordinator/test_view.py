@@ -146,9 +146,9 @@ def test_the_log_tells_changes_only(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_was_refused_is_shown_where_there_is_any() -> None:
-    assert "unauthenticated" not in shown(render_status(STATUS))
-    status = control_pb2.Status(unauthenticated=1_234, turned_away=2)
-    assert "2 turned away · 1,234 unauthenticated" in shown(render_status(status))
+    assert "refused" not in shown(render_status(STATUS))
+    status = control_pb2.Status(refused={"max_joins": 2, "credentials": 1_234})
+    assert "1,236 refused (credentials 1,234, max_joins 2)" in shown(render_status(status))
 
 
 def test_what_is_wrong_with_files_is_shown() -> None:

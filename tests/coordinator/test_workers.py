@@ -67,10 +67,25 @@ def test_who_is_one_too_many_is_told_in_the_log_once_in_a_while(
         (worker,) = workers.workers
         workers._report(worker, link_pb2.Report(joins=joins), [])
         assert len(workers.dispatcher.pool) == 2
-        assert workers.turned_away == 3
+        assert workers.refused == {"max_participants": 3}
 
     with_workers(tmp_path / "run", test, workers=1, max_participants=2)
     lines = [record.message for record in caplog.records if "turned away" in record.message]
     assert lines == [
         "participant p-3 is turned away: there are 2 already, as many as --max-participants allows"
     ]
+
+
+def test_what_workers_have_refused_is_remembered_when_they_are_gone(tmp_path: Path) -> None:
+    async def test(workers: Workers) -> None:
+        first, second = workers.workers
+        first.heartbeat = link_pb2.Heartbeat(refused={"credentials": 7, "max_joins": 1})
+        second.heartbeat = link_pb2.Heartbeat(refused={"credentials": 2})
+        for incarnation in (2, 3):
+            workers.starting(0, incarnation, pid=1)
+            assert workers.refused == {"credentials": 9, "max_joins": 1}
+        first.heartbeat = link_pb2.Heartbeat(refused={"credentials": 1})
+        assert first.refused == {"credentials": 8, "max_joins": 1}
+        assert workers.refused == {"credentials": 10, "max_joins": 1}
+
+    with_workers(tmp_path / "run", test, workers=2)

@@ -103,7 +103,7 @@ UPWARD: list[tuple[link_pb2.Upward, list[bytes]]] = [
         [b"x", bytes(OWN_FRAME)],
     ),
     (
-        link_pb2.Upward(heartbeat=link_pb2.Heartbeat(sent=2, cpu_seconds=0.5, rss_bytes=10**8, violations=3)),
+        link_pb2.Upward(heartbeat=link_pb2.Heartbeat(sent=2, cpu_seconds=0.5, refused={"x": 3})),
         [],
     ),
     (link_pb2.Upward(resend=link_pb2.Resend(first=1)), []),

@@ -149,5 +149,5 @@ def disturb_a_cluster(peers: int, seed: int) -> str:
         f"{peers} strangers at the participants' port, {10 * peers} messages on the link: {innocent.calls} "
         f"calls meanwhile, all with {PARTICIPANTS} results, the slowest {innocent.slowest:.2f} s; memory of "
         f"the coordinator and its workers {grown} MiB; {status['link_errors']} errors on the link, "
-        f"{sum(worker['violations'] for worker in status['workers'])} streams ended"
+        f"{sum(status['refused'].values())} refused"
     )

@@ -19,6 +19,7 @@ from manager.admission import (
     Admission,
     moves_per_second,
 )
+from manager.refused import Cause
 
 NOW = 1234.5
 CLOSE = 1e-6
@@ -39,6 +40,7 @@ def admission(
         capacity=capacity,
         max_joins=max_joins,
         come_back=come_back,
+        refused=Counter(),
         random=(random or randomness.Random(7)).random,
         now=NOW,
     )
@@ -92,7 +94,7 @@ def test_nobody_is_turned_away_without_a_time_to_come_back_and_each_is_counted(
         if delay is not None:
             turned_away += 1
             assert LEAST_DELAY <= delay <= LEAST_DELAY + MAX_WINDOW
-        assert subject.turned_away == turned_away
+        assert subject._refused[Cause.MAX_JOINS] == subject._refused.total() == turned_away
 
 
 @example(1.0, 3, randomness.Random(0))
@@ -166,7 +168,7 @@ def test_those_who_find_it_full_come_back_within_the_window_and_within_the_rate(
         seconds[math.floor(NOW + delay)] += 1
     if 2 * size / rate < MAX_WINDOW:
         assert max(seconds.values()) <= rate
-    assert subject.turned_away == size
+    assert subject._refused == {Cause.MAX_PER_WORKER: size}
 
 
 def test_a_few_come_back_at_random_times_in_the_window_alone() -> None:
@@ -233,7 +235,7 @@ def test_those_who_are_moved_come_to_the_others_one_after_the_other(
         place = max(place, now) + 1 / per_second
         back = now + subject.move(now)
         assert place + LEAST_MOVE - CLOSE <= back <= place + LEAST_MOVE + LEAST_MOVE_WINDOW + CLOSE
-    assert subject.turned_away == 0
+    assert not subject._refused
 
 
 @given(st.sampled_from([50.0, 1000.0]), st.integers(2, 3000), seeded)

@@ -13,6 +13,7 @@ import pytest
 from manager.gate import Gate
 from manager.identity import Identity
 from manager.refusals import MOST_HEARD_OUT
+from manager.refused import Cause
 from manager.tokens import added, make_token
 from tests.manager.test_peer_certificate import certificate
 from tests.manager.test_servicer import Context, Served, on_a_loop, settled
@@ -109,7 +110,7 @@ async def test_who_has_a_token_is_let_in_by_its_name(file: Path) -> None:
     (identity,) = guarded.identities
     assert identity is not None
     assert identity.name == "a"
-    assert guarded.servicer.refusals.unauthenticated == 0
+    assert not guarded.servicer.refused
     await guarded.close()
 
 
@@ -131,7 +132,7 @@ async def test_strangers_are_refused_counted_and_forgotten(
         peer = await guarded.comes(*metadata)
         if text is not None:
             assert peer.status == (grpc.StatusCode.UNAUTHENTICATED, text)
-    assert guarded.servicer.refusals.unauthenticated == 5
+    assert guarded.servicer.refused == {Cause.CREDENTIALS: 5}
     assert len(guarded.identities) == 1
     assert "ended the stream of a participant at ipv4:127.0.0.1:1: " + ABSENT in caplog.text
     assert "muster_" not in caplog.text
@@ -177,7 +178,7 @@ async def test_a_certificate_gives_the_name() -> None:
         grpc.StatusCode.UNAUTHENTICATED,
         "the certificate has neither a common name nor an alternative name",
     )
-    assert guarded.servicer.refusals.unauthenticated == 1
+    assert guarded.servicer.refused == {Cause.CREDENTIALS: 1}
     await guarded.close()
 
 

@@ -28,11 +28,11 @@ def stack() -> Iterator[ExitStack]:
 class Port:
     """One that this process listens at."""
 
-    def __init__(self, stack: ExitStack, host: str = "127.0.0.1") -> None:
+    def __init__(self, stack: ExitStack, host: str = "127.0.0.1", port: int = 0) -> None:
         self._stack = stack
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listening = stack.enter_context(socket.socket(family))
-        self._listening.bind((host, 0))
+        self._listening.bind((host, port))
         self._listening.listen(200)
         self.port = self._listening.getsockname()[1]
 
@@ -45,7 +45,10 @@ class Port:
 
 
 def look(sockets: OpenSockets) -> dict[int, Connection]:
-    return asyncio.run(sockets.look())
+    seen: list[Connection] = []
+    found = asyncio.run(sockets.look(seen.append))
+    assert list(found.values()) == seen
+    return found
 
 
 def place(connection: socket.socket) -> object:
@@ -77,6 +80,16 @@ def test_ipv4_at_a_port_of_ipv6_is_ipv4(stack: ExitStack) -> None:
     far, _ = port.connected("127.0.0.1")
     far6, _ = port.connected("::1")
     assert {each.place for each in look(OpenSockets(port.port)).values()} == {place(far), place(far6)}
+
+
+def test_one_at_the_same_port_of_another_address_is_somebody_elses(stack: ExitStack) -> None:
+    first = Port(stack, "127.0.0.1")
+    second = Port(stack, "127.0.0.2", first.port)
+    far, near = first.connected()
+    other, _ = second.connected("127.0.0.2")
+    assert look(OpenSockets(first.port, {"127.0.0.1"})).keys() == {near.fileno()}
+    assert {each.place for each in look(OpenSockets(first.port)).values()} == {place(far), place(other)}
+    assert look(OpenSockets(first.port, {"::1"})) == {}
 
 
 def test_closing_one_ends_it_for_both_sides_and_no_other(stack: ExitStack) -> None:
@@ -118,3 +131,22 @@ def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(stack: ExitSta
     assert new.recv(1) == b"x"
     near.close()
     sockets.close(near.fileno(), found)  # nor is it an error that there is none
+
+
+def test_closing_leaves_no_descriptor_behind_whatever_is_there_by_now(stack: ExitStack) -> None:
+    port = Port(stack)
+    far, near = port.connected()
+    sockets = OpenSockets(port.port)
+    found = look(sockets)[near.fileno()]
+    reading, writing = os.pipe()
+    try:
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - as the product does
+        for _ in range(10):
+            sockets.close(reading, found)  # no socket
+            sockets.close(far.fileno(), found)  # another one
+        far.close()
+        sockets.close(near.fileno(), found)  # whose peer has gone
+        assert len(os.listdir("/proc/self/fd")) == before - 1  # noqa: PTH208
+    finally:
+        os.close(reading)
+        os.close(writing)

@@ -14,7 +14,7 @@ import pytest
 from manager.overdue import Overdue
 from manager.verdicts import EndReason, Verdict
 
-VERDICT: Verdict = (EndReason.VIOLATION, grpc.StatusCode.UNAVAILABLE, "too late")
+VERDICT = Verdict(EndReason.VIOLATION, grpc.StatusCode.UNAVAILABLE, "too late")
 
 
 class Stream:

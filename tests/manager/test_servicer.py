@@ -22,6 +22,7 @@ from manager.blobs import Payload, view_of
 from manager.identity import Identity
 from manager.incoming import LEAST_CHUNK, MAX_HELLO
 from manager.limits import Limits
+from manager.refused import Cause
 from manager.servicer import Servicer
 from manager.stream import Stream
 from manager.verdicts import EndReason
@@ -191,12 +192,12 @@ async def test_those_for_whom_there_is_no_room_are_told_to_come_back_and_nobody_
     told = [participant.reconnect for participant in served.participants]
     assert told[:2] == [None, None]
     assert all(each is not None and 3 <= each.delay_seconds <= 5 for each in told[2:])
-    assert served.servicer.turned_away == 3
+    assert served.servicer.refused == {Cause.MAX_PER_WORKER: 3}
     away = served.participants[-1]
     away.say(LEAVE)
     away.half_close()
     assert await away.status() == (grpc.StatusCode.OK, "")
-    assert served.servicer.refusals.violations == 0
+    assert served.servicer.refused == {Cause.MAX_PER_WORKER: 3}
     assert len(served.sink.events) == 2
     await served.close()
 
@@ -264,7 +265,7 @@ async def test_who_says_nothing_in_time_is_ended_and_counted_and_who_says_hello_
     code, text = await silent.status()
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert text == "no first message came in 0.1 s; connect again, and say hello"
-    assert served.servicer.refusals.violations == 1
+    assert served.servicer.refused == {Cause.HELLO_TIMEOUT: 1}
     assert not talker.task.done()
     await served.close()
 
@@ -286,7 +287,7 @@ async def test_streams_above_those_of_one_address_are_told_to_come_back_and_then
         code, text = await each.status()
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "more than 2 streams are from one address (--max-per-address); come back in" in text
-    assert served.servicer.turned_away == 6
+    assert served.servicer.refused == {Cause.MAX_PER_ADDRESS: 6}
     for each in crowd[2:4]:
         each.half_close()
     crowd[0].say(LEAVE)
@@ -296,7 +297,7 @@ async def test_streams_above_those_of_one_address_are_told_to_come_back_and_then
     assert later.reconnect is None
     await served.close()
     assert not len(served.servicer.crowds)
-    assert served.servicer.refusals.violations == 0
+    assert served.servicer.refused == {Cause.MAX_PER_ADDRESS: 6}
 
 
 # Credentials
@@ -309,7 +310,7 @@ async def test_a_participant_is_who_its_credentials_say() -> None:
         _, stream = await served.joined(name, Identity("a"))
         assert stream.hello is not None
         assert stream.hello.participant_id == "a"
-    assert served.servicer.refusals.unauthenticated == 0
+    assert not served.servicer.refused
     await served.close()
 
 
@@ -322,7 +323,7 @@ async def test_who_claims_to_be_another_is_never_pooled(caplog: pytest.LogCaptur
     assert code is grpc.StatusCode.PERMISSION_DENIED
     assert text.startswith("the hello names b, but the credentials are those of a")
     assert served.sink.events == []
-    assert (served.servicer.refusals.unauthenticated, served.servicer.refusals.violations) == (1, 0)
+    assert served.servicer.refused == {Cause.CREDENTIALS: 1}
     assert "ended the stream of a participant at" in caplog.text
 
 
@@ -351,10 +352,10 @@ async def test_revoking_ends_the_streams_of_that_identity_whatever_they_do() -> 
     assert sorted(ended[1:]) == [("ended", idle_stream.id, "LOST"), ("ended", stream.id, "LOST")]
     assert not stays.task.done()
     assert not unknown.task.done()
-    assert (served.servicer.refusals.unauthenticated, served.servicer.refusals.violations) == (4, 0)
+    assert served.servicer.refused == {Cause.CREDENTIALS: 4}
     served.servicer.revoke(lambda identity: identity is kept)
     await served.close()
-    assert served.servicer.refusals.unauthenticated == 4
+    assert served.servicer.refused == {Cause.CREDENTIALS: 4}
 
 
 # Moves
@@ -434,7 +435,7 @@ async def test_whoever_drains_sends_participants_off_over_a_time_that_fits_their
     ends = [event for event in served.sink.events if event[0] == "ended"]
     assert {event[2] for event in ends} == {"MOVED"}
     assert len({event[1] for event in ends}) == 3000
-    assert served.servicer.turned_away == 0
+    assert not served.servicer.refused
     await served.close()
 
 
@@ -450,7 +451,7 @@ async def test_one_that_is_told_to_go_and_stays_is_cut_off() -> None:
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "told to reconnect" in text
     assert [event for event in served.sink.events if event[0] == "ended"] == [("ended", stream.id, "MOVED")]
-    assert served.servicer.refusals.violations == 1
+    assert served.servicer.refused == {Cause.STAYED: 1}
 
 
 @on_a_loop
@@ -487,7 +488,7 @@ async def test_half_a_message_and_then_silence_ends_the_stream_and_frees_what_ca
     await settled()
     assert served.servicer._spool.free == free
     assert served.sink.events[1:] == [("ended", stream.id, "VIOLATION")]
-    assert served.servicer.refusals.violations == 1
+    assert served.servicer.refused == {Cause.STALLED: 1}
 
 
 @on_a_loop
@@ -583,5 +584,5 @@ async def test_a_thousand_breaches_take_a_line_of_the_log_and_are_counted(
         served.participant().say(b"\xff" * 10)
     for participant in served.participants:
         assert (await participant.status())[0] is grpc.StatusCode.INVALID_ARGUMENT
-    assert served.servicer.refusals.violations == 1000
+    assert served.servicer.refused == {Cause.PROTOCOL: 1000}
     assert len(caplog.messages) == 1

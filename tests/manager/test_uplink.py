@@ -20,7 +20,7 @@ from manager.uplink import (
 from protos import link_pb2
 
 EPOCH = 5
-BEAT = link_pb2.Heartbeat(violations=3)
+BEAT = link_pb2.Heartbeat(refused={"protocol": 3})
 
 
 def down(*, epoch: int = EPOCH, handshake: int = 1, **body: object) -> link_pb2.Downward:
@@ -220,9 +220,9 @@ def test_heartbeats_carry_what_the_shell_reports() -> None:
     uplink = opened()
     uplink.report(link_pb2.Report(), [])
     sent(uplink)
-    uplink.tick(link_pb2.Heartbeat(violations=9, rss_bytes=1), 0.0)
+    uplink.tick(link_pb2.Heartbeat(refused={"protocol": 9}, rss_bytes=1), 0.0)
     (message,) = sent(uplink)
-    assert message.heartbeat == link_pb2.Heartbeat(sent=1, violations=9, rss_bytes=1)
+    assert message.heartbeat == link_pb2.Heartbeat(sent=1, refused={"protocol": 9}, rss_bytes=1)
 
 
 def test_a_goodbye_is_numbered_like_a_report() -> None:

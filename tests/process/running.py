@@ -92,6 +92,10 @@ class RunningCoordinator(Process):
         """What it has logged."""
         return [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
 
+    def refused(self, cause: str) -> int:
+        """How many participants, streams or connections were, so far."""
+        return int(self.status()["refused"].get(cause, 0))
+
     def status(self) -> dict[str, Any]:
         """What ``coordinator status --json`` shows, without a process for each look."""
         with grpc.insecure_channel(self.control) as channel:

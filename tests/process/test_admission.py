@@ -125,8 +125,8 @@ def test_a_herd_settles_no_faster_than_allowed_and_nobody_is_refused(
             told = sum(len(each.delays) for each in coming.all)
             assert told >= 200
             assert all(0.2 <= delay <= 12 for each in coming.all for delay in each.delays)
-            assert eventually(lambda: status().workers[0].turned_away == told)
-            assert status().workers[0].violations == 0
+            assert eventually(lambda: status().workers[0].refused["max_joins"] == told)
+            assert status().workers[0].refused.keys() == {"max_joins"}
         lines = [record for record in coordinator.records() if "to come back in" in record["event"]]
         assert 1 <= len(lines) <= 2 + took / 10, "one line for all"
 
@@ -152,14 +152,15 @@ def test_a_full_worker_tells_the_others_when_to_come_back_and_takes_one_when_one
         eventually(lambda: any(len(each.delays) > 1 for each in coming.all))
         assert status().participants == 10
         assert not [refusal for each in coming.all for refusal in each.refused]
-        eventually(lambda: status().workers[0].turned_away > 20)
-        assert status().workers[0].violations == 0
+        eventually(lambda: status().workers[0].refused["max_per_worker"] > 20)
+        assert status().workers[0].refused.keys() == {"max_per_worker"}
 
 
 class WithFewFiles(RunningCoordinator):
     """A coordinator that may not open more files than a number."""
 
     def __init__(self, log: Path, files: int, *options: str) -> None:
+        """``options`` come last, so they may say where it listens."""
         command = [BIN / "coordinator", "start", "--listen=127.0.0.1:0", "--control=127.0.0.1:0"]
         arguments = shlex.join([*map(str, command), "--log-format=json", *options])
         Process.__init__(self, ["sh", "-c", f"ulimit -n {files}; exec {arguments}"], log)
@@ -182,8 +183,8 @@ def test_where_few_files_may_be_open_it_is_said_and_people_are_turned_away_in_ti
             eventually(lambda: sum(bool(each.delays) for each in coming.all) == 96)
             refused = [refusal for each in coming.all for refusal in each.refused]
             assert not refused
-            eventually(lambda: status().workers[0].turned_away == 96)
-            assert status().workers[0].violations == 0
+            eventually(lambda: sum(status().workers[0].refused.values()) == 96)
+            assert status().workers[0].refused.keys() <= {"max_per_worker", "open_files"}
         coordinator.send(signal.SIGTERM)
         assert coordinator.wait() == 0, coordinator.output
     finally:
@@ -205,6 +206,9 @@ def test_a_single_process_has_limits_as_well(devices: Devices) -> None:
     with server, herd(devices, server.address, 5) as coming:
         assert len(manager.get_participants(2, timeout=10)) == 2
         eventually(lambda: sum(bool(each.delays) for each in coming.all) == 3)
+        assert server.refused.keys() == {"max_per_worker"}
+        assert server.refused["max_per_worker"] >= 3
+        assert server.troubles == []
         inside = next(each for each in coming.all if not each.delays)
         coming.leave(inside)
         eventually(lambda: len(manager) == 2)
@@ -221,7 +225,7 @@ def test_more_participants_than_wanted_in_all_are_told_when_to_come_back(devices
         assert all(7.0 <= delay <= 9.0 for delay in turned_away)
         assert len(coordinator.get_participants(4, timeout=20)) == 4
         status = coordinator.status()
-        assert (status.participants, status.turned_away) == (4, 3)
+        assert (status.participants, dict(status.refused)) == (4, {"max_participants": 3})
         again = next(device for device in joined if device.reconnect is None)
         hello = stream_pb2.Hello(participant_id=again.id)
         newer = devices.one(coordinator.listen, stream_pb2.ParticipantMessage(hello=hello))

@@ -38,7 +38,7 @@ def chunk(data: bytes, total: int = 0) -> bytes:
 
 
 def violations(coordinator: Coordinator[Echo]) -> int:
-    return sum(worker.violations for worker in coordinator.status().workers)
+    return sum(coordinator.status().refused.values())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from manager.usage import allow_many_files
 from tests.authority import Tokens
 from tests.fuzz import http2
 from tests.process.running import RunningCoordinator, start_coordinator
@@ -63,8 +64,8 @@ def test_streams_that_strangers_open_by_the_thousand_take_little_memory(
                     take_in(stranger)
                     most = max(most, worker.memory_info().rss)
         assert most - before < 300 * 1024**2
-        refused = coordinator.status()["unauthenticated"]
-        eventually(lambda: coordinator.status()["unauthenticated"] > refused > 0)
+        refused = coordinator.refused("credentials")
+        eventually(lambda: coordinator.refused("credentials") > refused > 0)
 
 
 def test_connections_that_strangers_make_do_not_keep_a_token_from_being_revoked(
@@ -109,7 +110,7 @@ def test_connections_from_one_address_have_a_limit_and_participants_there_keep_t
                 for _ in range(20)
             ]
             eventually(lambda: sum(map(has_ended, strangers)) >= 15)
-            eventually(lambda: coordinator.status()["closed_connections"] == 15)
+            eventually(lambda: coordinator.refused("connections_per_address") == 15)
             assert sum(map(has_ended, strangers)) == 15
             assert not has_ended(local)
             assert device.ended is None
@@ -117,6 +118,55 @@ def test_connections_from_one_address_have_a_limit_and_participants_there_keep_t
             devices.one(f"{elsewhere()}:{port}", hello(), token=tokens.issued["b"])
             eventually(lambda: coordinator.status()["participants"] == 2)
         assert coordinator.output.count("--max-per-address") == 1
+
+
+@needs_a_network
+def test_thousands_of_connections_from_one_address_do_not_keep_others_out_for_long(
+    tmp_path: Path, devices: Devices
+) -> None:
+    allow_many_files()
+    options = ["--workers=1", "--listen=0.0.0.0:0", "--insecure", "--max-per-address=100"]
+    coordinator = WithFewFiles(tmp_path / "log", 4096, *options)
+    try:
+        port = int(coordinator.listen.rpartition(":")[2])
+        with contextlib.ExitStack() as stack:
+            for _ in range(3200):
+                stack.enter_context(socket.create_connection((elsewhere(), port), PATIENCE))
+            devices.join(f"127.0.0.1:{port}")
+            eventually(lambda: coordinator.status()["participants"] == 1, what="room for another")
+            worker = worker_of(coordinator)
+            eventually(lambda: worker.num_fds() < 400)
+            eventually(lambda: coordinator.refused("connections_per_address") > 2000)
+        assert "--max-per-address" in coordinator.output
+        coordinator.send(signal.SIGTERM)
+        assert coordinator.wait() == 0, coordinator.output
+    finally:
+        coordinator.end()
+
+
+def test_that_connections_are_cut_off_because_there_are_too_many_is_shown(tmp_path: Path) -> None:
+    options = [
+        "--workers=1",
+        "--listen=0.0.0.0:0",
+        "--insecure",
+        "--handshake-timeout=600",
+        "--keepalive=600",
+    ]
+    coordinator = WithFewFiles(tmp_path / "log", 400, *options)
+    try:
+        port = int(coordinator.listen.rpartition(":")[2])
+        with contextlib.ExitStack() as stack:
+            for _ in range(500):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+            (trouble,) = eventually(lambda: coordinator.status()["troubles"])
+            assert "as many as there may be: newcomers are cut off" in trouble
+            eventually(lambda: coordinator.refused("max_connections"))
+            assert "newcomers are cut off" in coordinator.output
+        eventually(lambda: not coordinator.status()["troubles"])
+        coordinator.send(signal.SIGTERM)
+        assert coordinator.wait() == 0, coordinator.output
+    finally:
+        coordinator.end()
 
 
 def has_ended(connection: socket.socket) -> bool:
@@ -141,7 +191,7 @@ def test_a_stranger_keeps_no_connection_by_asking_again_and_again(tmp_path: Path
 
             with contextlib.suppress(ConnectionError):
                 eventually(asks_in_vain)
-        eventually(lambda: coordinator.status()["closed_connections"] == 1)
+        eventually(lambda: coordinator.refused("idle_timeout") == 1)
         assert "--idle-timeout" in coordinator.output
 
 

@@ -199,7 +199,7 @@ def test_a_participant_is_known_by_its_certificate(
         assert ended(made_up)[0] == "UNAUTHENTICATED"
         cut_off = come("", authority.participant("hospital-7\0.example.org"))
         assert ended(cut_off) == ("UNAUTHENTICATED", "the name in the certificate has a NUL byte in it")
-        eventually(lambda: coordinator.status()["unauthenticated"] == 3)
+        eventually(lambda: coordinator.refused("credentials") == 3)
         assert echoes(coordinator, 3) == ["hospital-7", "hospital-8", "hospital-9.example.org"]
         assert first.ended is None
 
@@ -281,8 +281,8 @@ def test_participants_are_known_by_tokens_that_are_issued_and_revoked_while_it_r
         assert ended(come(wrong)) == ("UNAUTHENTICATED", INVALID)
         assert ended(come(wrong, "a")) == ("UNAUTHENTICATED", INVALID), "no other text where there is an a"
         assert ended(come(tokens.issued["a"], "b"))[0] == "PERMISSION_DENIED"
-        eventually(lambda: coordinator.status()["unauthenticated"] == 4)
-        assert sum(worker["unauthenticated"] for worker in coordinator.status()["workers"]) == 4
+        eventually(lambda: coordinator.refused("credentials") == 4)
+        assert sum(worker["refused"].get("credentials", 0) for worker in coordinator.status()["workers"]) == 4
         assert coordinator.status()["participants"] == 2
         assert (first.ended, second.ended) == (None, None)
 
@@ -303,7 +303,7 @@ def test_participants_are_known_by_tokens_that_are_issued_and_revoked_while_it_r
             assert sorted(participant.id for participant in outcome.results) == ["b", "c"]
         # Each worker looks at the file by itself: another may have let it in, and then ends it.
         eventually(lambda: ended(come(tokens.issued["a"])) == ("UNAUTHENTICATED", INVALID))
-        eventually(lambda: coordinator.status()["unauthenticated"] >= 6)
+        eventually(lambda: coordinator.refused("credentials") >= 6)
         assert coordinator.status()["participants"] == 2
         assert f"): {REVOKED}" in coordinator.output
         nothing_is_shown(coordinator, [*tokens.issued.values(), wrong])
@@ -373,7 +373,7 @@ def test_a_single_process_and_an_embedded_coordinator_have_it_all_as_well(
         check(server.address, manager)
     with Coordinator(workers=1, listen="127.0.0.1:0", security=security, log_level="critical") as coordinator:
         check(coordinator.listen, coordinator)
-        eventually(lambda: coordinator.status().unauthenticated == 2)
+        eventually(lambda: coordinator.status().refused == {"credentials": 2})
 
 
 def test_a_look_at_the_files_that_fails_is_not_the_last(
@@ -543,7 +543,7 @@ def test_plaintext_that_was_asked_for_is_served_with_a_warning_and_one_address_g
         port = coordinator.listen.rpartition(":")[2]
         crowd = devices.join(f"{elsewhere()}:{port}", 9)
         eventually(lambda: sum(device.reconnect is not None for device in crowd) >= 3)
-        eventually(lambda: coordinator.status()["turned_away"] == 6)
+        eventually(lambda: coordinator.refused("max_per_address") == 6)
         assert coordinator.status()["participants"] == 3
         devices.join(f"127.0.0.1:{port}", 9, prefix="local")
         eventually(lambda: coordinator.status()["participants"] == 12)
@@ -564,7 +564,7 @@ def test_strangers_at_the_port_disturb_nobody_and_do_not_fill_the_log(
                 ended(devices.one(coordinator.listen, hello(), credentials(authority)))[0]
                 == "UNAUTHENTICATED"
             )
-        eventually(lambda: coordinator.status()["unauthenticated"] == 20)
+        eventually(lambda: coordinator.refused("credentials") == 20)
         for number in range(20):
             ask_for_another(coordinator.listen, f"{number}.example.org")
         assert len(coordinator.output.splitlines()) <= lines + 2, coordinator.output
@@ -608,7 +608,7 @@ def test_a_little_that_decompresses_to_very_much_stays_a_little(tmp_path: Path, 
                 assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
                 assert error.details().endswith("gRPC's compression must not be used")
         assert worker.memory_info().rss - before < 30 * 1024**2
-        eventually(lambda: coordinator.status()["workers"][0]["violations"] == 2)
+        eventually(lambda: coordinator.refused("compression") == 2)
         assert innocent.ended is None
 
 
@@ -626,9 +626,7 @@ def test_headers_have_a_limit(tmp_path: Path, devices: Devices) -> None:
                 if size == 5_000:  # what is larger gRPC refuses by itself
                     assert "headers of 5" in error.details()
                     assert "--max-metadata" in error.details()
-        eventually(
-            lambda: coordinator.status()["workers"][0]["violations"] == 2
-        )  # with the one without a hello
+        eventually(lambda: coordinator.status()["refused"] == {"max_metadata": 1, "protocol": 1})
         assert echoes(coordinator, 1) == [innocent.id]
         assert innocent.ended is None
 
@@ -660,8 +658,10 @@ def test_connections_on_which_nothing_happens_are_closed(
             "DEADLINE_EXCEEDED",
             "no first message came in 0.5 s; connect again, and say hello",
         )
-        eventually(lambda: coordinator.status()["workers"][0]["violations"] == 1)
-        eventually(lambda: coordinator.status()["closed_connections"] >= 2)
+        eventually(lambda: coordinator.refused("hello_timeout") == 1)
+        eventually(
+            lambda: coordinator.refused("handshake_timeout") + coordinator.refused("idle_timeout") >= 2
+        )
         assert echoes(coordinator, 1) == ["idle"]
         assert idle.ended is None
 
