@@ -235,7 +235,7 @@ class Workers:
             dispatcher.folded(worker.index, folded, members)
         for one in report.partials:
             groups = [Group(group.schema, group.sessions, opened[group.payload]) for group in one.groups]
-            partial = Partial(one.batch, one.part, groups, closed=one.closed, error=one.error)
+            partial = Partial(one.batch, one.part, groups, one.closed, one.error, one.given_up)
             dispatcher.partial(worker.index, partial)
         for session, reason in zip(report.end_sessions, report.end_reasons, strict=True):
             member = members.pop(session, None)

@@ -6,24 +6,35 @@ else), another batch of the same id begins. When it is closed it yields what the
 out.
 
 Results can be folded together only if they have the same tensors, and nobody knows beforehand who is right.
-So there is a group for each kind of result, and the coordinator decides (shares.py).
+So there is a group for each kind of result, and the coordinator decides (shares.py). Each takes the memory of
+a model, so there are only so many; for a further kind the smallest is given up, whose sessions are failures
+then. What most participants send is therefore kept, unless it is the smallest whenever odd ones come.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-from manager.reducers import Contribution, Reducer, RefusedError, Schema, schema_of
+from manager.reducers import Contribution, Reducer, Schema, schema_of
 from manager.shares import Folded
 
 MAX_GROUPS = 4
-"""Kinds of results that a worker keeps apart. Those of further kinds are refused at once."""
+"""Kinds of results that a worker keeps apart, and one more while a result is folded in."""
+
+
+class Kinds(NamedTuple):
+    """What a batch has come to."""
+
+    groups: list[tuple[Schema, list[int], Contribution]]  # whose results, and their state; the largest first
+    given_up: list[int]  # whose kind of result has been
 
 
 class Batch:
     """``working`` counts sessions that have not answered, ``folding`` answers that are being folded in."""
 
     __slots__ = (
+        "_given_up",
         "_groups",
         "_make",
         "_sessions",
@@ -50,6 +61,7 @@ class Batch:
         self.folding = 0
         self._make = make
         self._groups: dict[Schema, tuple[Reducer, list[int]]] = {}
+        self._given_up: list[int] = []
         self._sessions: list[int] = []
         self._size = 0
 
@@ -74,7 +86,8 @@ class Batch:
         self.tag = 0
 
     def fold(self, session: int, contribution: Contribution) -> None:
-        """Takes in a session's result; ``folded`` must follow. Raises RefusedError if it doesn't fit.
+        """Takes in a session's result; ``folded`` must follow. Raises RefusedError if the reducer doesn't
+        want it.
 
         The only method that may run in another thread, once at a time.
         """
@@ -84,12 +97,19 @@ class Batch:
             reducer = self._make()
             if not reducer.uniform:
                 schema = ()
-            if schema not in self._groups and len(self._groups) >= MAX_GROUPS:
-                raise RefusedError("its tensors (names, shapes or dtypes) are unlike those of the others")
             group = self._groups.get(schema, (reducer, []))
         group[0].fold(contribution)
         group[1].append(session)
         self._groups[schema] = group
+        if len(self._groups) > MAX_GROUPS:
+            self._give_up_one()
+
+    def _give_up_one(self) -> None:
+        """The smallest of the others; of several the one that came last."""
+        *others, _ = self._groups
+        smallest = min(reversed(others), key=lambda schema: len(self._groups[schema][1]))
+        _, sessions = self._groups.pop(smallest)
+        self._given_up += sessions
 
     def folded(self, session: int, size: int) -> None:
         """A session's result, of ``size`` bytes, has been taken in."""
@@ -104,10 +124,11 @@ class Batch:
         self._sessions, self._size = [], 0
         return report
 
-    def partial(self) -> list[tuple[Schema, list[int], Contribution]]:
-        """What it has come to: for each kind of result who is in it, and the reducer's state. The largest
-        group comes first.
-        """
+    def partial(self) -> Kinds:
+        """What it has come to; it begins anew."""
         groups = sorted(self._groups.items(), key=lambda item: -len(item[1][1]))
-        self._groups = {}
-        return [(schema, sessions, reducer.state()) for schema, (reducer, sessions) in groups]
+        given_up = self._given_up
+        self._groups, self._given_up = {}, []
+        return Kinds(
+            [(schema, sessions, reducer.state()) for schema, (reducer, sessions) in groups], given_up
+        )

@@ -27,7 +27,7 @@ from manager.deadlines import Deadlines
 from manager.members import IDLE, Member, work_on
 from manager.reducers import decode_schema, describe_mismatch
 from manager.roster import Roster
-from manager.shares import Folded, Partial, Reduction, Shares
+from manager.shares import GIVEN_UP, Folded, Partial, Reduction, Shares
 from protos.envelope import Kind
 from protos.messages import refusal
 
@@ -349,6 +349,8 @@ class CallTable(Assignments):
         for index, schema in decision.others:
             text = describe_mismatch(decode_schema(schema), decode_schema(decision.schema))
             self._settle(call, index, (OutcomeKind.FAILURE, refusal(text)))
+        for index in decision.given_up:
+            self._settle(call, index, (OutcomeKind.FAILURE, refusal(GIVEN_UP)))
         self._settle_all(call, decision.indices, _FOLDED)
 
     def _settle_all(self, call: Call, indices: Sequence[int], outcome: Answer) -> None:

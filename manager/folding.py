@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
-from manager.batch import Batch
+from manager.batch import Batch, Kinds
 from manager.blobs import Payload, share, view_of
 from manager.incoming import checked
-from manager.reducers import Contribution, RefusedError, Schema, encode, encode_schema, make_reducer
+from manager.reducers import Contribution, RefusedError, encode, encode_schema, make_reducer
 from manager.shares import Folded, Group, Partial, Reduction
 from manager.stream import Stream
 from protos.envelope import Kind, MalformedMessageError
@@ -222,11 +222,11 @@ class Folding:
     def _yield(self, batch: Batch) -> None:
         try:
             kinds = batch.partial()
-            size = sum(tensor.nbytes for _, _, state in kinds for tensor in state.tensors.values())
+            size = sum(tensor.nbytes for _, _, state in kinds.groups for tensor in state.tensors.values())
         except Exception as error:  # of a custom reducer
             self._sink.partial(_failed(batch, error))
             return
-        if not kinds and not batch.closed:
+        if not kinds.groups and not batch.closed:
             return
         if size <= INLINE_SIZE and not self._yielding:
             self._sink.partial(_partial(batch, kinds))
@@ -241,15 +241,15 @@ class Folding:
         self._work(done, _partial, batch, kinds)
 
 
-def _partial(batch: Batch, kinds: list[tuple[Schema, list[int], Contribution]]) -> Partial:
+def _partial(batch: Batch, kinds: Kinds) -> Partial:
     try:
         groups = [
             Group(encode_schema(schema), sessions if position else (), share(encode(state)))
-            for position, (schema, sessions, state) in enumerate(kinds)
+            for position, (schema, sessions, state) in enumerate(kinds.groups)
         ]
     except Exception as error:  # a custom reducer's state that can't be sent
         return _failed(batch, error)
-    return Partial(batch.id, batch.part, groups, closed=batch.closed)
+    return Partial(batch.id, batch.part, groups, closed=batch.closed, given_up=kinds.given_up)
 
 
 def _failed(batch: Batch, error: Exception) -> Partial:

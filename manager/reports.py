@@ -64,7 +64,11 @@ class Reports:
 
     def partial(self, partial: Partial) -> None:
         message = link_pb2.Partial(
-            batch=partial.batch, part=partial.part, closed=partial.closed, error=partial.error
+            batch=partial.batch,
+            part=partial.part,
+            closed=partial.closed,
+            error=partial.error,
+            given_up=partial.given_up,
         )
         for group in partial.groups:
             if group.state is not None:

@@ -7,7 +7,7 @@ until then: if the worker dies first, it is lost.
 
 Results can be added up only if they have the same tensors. Each partial therefore comes in groups, and at the
 end the group that most participants are in, over all workers, is the answer; the others are failures. So it
-makes no difference who answers first.
+makes no difference who answers first, unless a worker meets more kinds than it can keep apart (batch.py).
 """
 
 from __future__ import annotations
@@ -15,11 +15,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from manager.blobs import Payload
 from protos import link_pb2
 from protos.messages import from_scalars, to_scalars
+
+GIVEN_UP: Final = (
+    "its tensors (names, shapes or dtypes) are unlike those of others, and there were more kinds of results "
+    "than a worker keeps apart: it gave up the one that fewest participants sent"
+)
+"""What is said to those whose results were of that kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class Group:
     """Results with the same tensors, folded into one."""
 
     schema: str
-    sessions: Sequence[int]  # whose; in a partial's first group empty: all that no other group names
+    sessions: Sequence[int]  # whose; in a partial's first group empty: all that are named nowhere else
     state: Payload | None  # None: it can't be had
 
 
@@ -67,6 +73,7 @@ class Partial:
     groups: Sequence[Group]
     closed: bool  # nothing more of this batch will follow
     error: str = ""  # why there is nothing to show for those who were folded
+    given_up: Sequence[int] = ()  # sessions that were folded, but their kind was given up for others
 
 
 @dataclass(slots=True)
@@ -84,6 +91,7 @@ class Decision:
     states: list[Payload]  # to be merged
     others: list[tuple[int, str]]  # whose results have other tensors, with their schema
     schema: str  # of the answer; empty if there is none
+    given_up: list[int]  # whose results were of a kind that a worker couldn't keep
 
 
 class Shares:
@@ -92,6 +100,7 @@ class Shares:
     def __init__(self) -> None:
         self._answered: dict[tuple[int, int], list[int]] = {}  # by worker and part; not covered yet
         self._covered: list[_Covered] = []
+        self._given_up: list[int] = []
         self.covered = 0  # participants whose partial is here
         self.folded = 0  # all who have answered so far
         self.bytes = 0
@@ -113,8 +122,11 @@ class Shares:
         if not groups:
             return answered
         by_group = [answered]
-        if len(groups) > 1:
+        if len(groups) > 1 or partial.given_up:
             index_of = {session_of(index): index for index in answered}
+            given_up = [index_of.pop(s) for s in partial.given_up if s in index_of]
+            self._given_up += given_up
+            self.covered += len(given_up)
             by_group = [[index_of.pop(s) for s in group.sessions if s in index_of] for group in groups]
             by_group[0] += index_of.values()
         lost: list[int] = []
@@ -142,8 +154,9 @@ class Shares:
         counts: dict[str, int] = defaultdict(int)
         for covered in self._covered:
             counts[covered.schema] += len(covered.indices)
+        given_up, self._given_up = self._given_up, []
         if not counts:
-            return Decision([], [], [], "")
+            return Decision([], [], [], "", given_up)
         chosen = min(counts, key=lambda schema: (-counts[schema], schema))
         indices: list[int] = []
         states: list[Payload] = []
@@ -156,4 +169,4 @@ class Shares:
                 others += [(index, covered.schema) for index in covered.indices]
         self._covered.clear()
         self.covered = -1
-        return Decision(indices, states, others, chosen)
+        return Decision(indices, states, others, chosen, given_up)

@@ -472,6 +472,7 @@ class Partial(google.protobuf.message.Message):
     CLOSED_FIELD_NUMBER: builtins.int
     GROUPS_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    GIVEN_UP_FIELD_NUMBER: builtins.int
     batch: builtins.int
     part: builtins.int
     closed: builtins.bool
@@ -480,6 +481,10 @@ class Partial(google.protobuf.message.Message):
     """why there is nothing to show for those who were folded"""
     @property
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Group]: ...
+    @property
+    def given_up(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """folded, but with tensors of a kind that was given up for others"""
+
     def __init__(
         self,
         *,
@@ -488,8 +493,9 @@ class Partial(google.protobuf.message.Message):
         closed: builtins.bool = ...,
         groups: collections.abc.Iterable[Global___Group] | None = ...,
         error: builtins.str = ...,
+        given_up: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch", b"batch", "closed", b"closed", "error", b"error", "groups", b"groups", "part", b"part"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch", b"batch", "closed", b"closed", "error", b"error", "given_up", b"given_up", "groups", b"groups", "part", b"part"]) -> None: ...
 
 Global___Partial: typing_extensions.TypeAlias = Partial
 
@@ -508,7 +514,7 @@ class Group(google.protobuf.message.Message):
     """the state of the reducer, as a position in the payloads"""
     @property
     def sessions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """whose; empty in a Partial's first group: all that no other group names"""
+        """whose; empty in a Partial's first group: all that are named nowhere else"""
 
     def __init__(
         self,

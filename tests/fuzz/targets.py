@@ -293,7 +293,7 @@ class Results(Target):
             folded = True
         if rng.random() < 0.01:
             for batch in self._batches:
-                for _, _, state in batch.partial():
+                for _, _, state in batch.partial().groups:
                     decode(encode(state))
         return folded
 

@@ -138,7 +138,7 @@ def test_a_partial_is_the_state_of_all_that_was_folded_reported_or_not() -> None
     fold(new, 1, contribution(2.0, x=[1, 10]))
     new.report()
     fold(new, 2, contribution(3.0, x=[2, 20]))
-    [(schema, sessions, state)] = new.partial()
+    [(schema, sessions, state)] = new.partial().groups
     assert schema == schema_of({"x": np.array([1, 10])})
     assert sessions == [1, 2]
     assert state.tensors["x"].tolist() == [3, 30]
@@ -158,20 +158,20 @@ def test_a_reducer_that_cannot_say_what_it_has_come_to_leaves_nothing_behind() -
     with pytest.raises(RuntimeError, match="no idea"):
         new.partial()
     assert new.report().sessions == [1], "it was folded in all the same"
-    assert new.partial() == []
+    assert new.partial() == ([], [])
 
 
 def test_a_batch_of_nobody_has_no_partial() -> None:
-    assert batch().partial() == []
+    assert batch().partial() == ([], [])
 
 
 def test_after_a_partial_it_begins_anew() -> None:
     new = batch()
     fold(new, 1, contribution(x=[1]))
     new.partial()
-    assert new.partial() == []
+    assert new.partial() == ([], [])
     fold(new, 2, contribution(y=[5]))
-    [(_, sessions, state)] = new.partial()
+    [(_, sessions, state)] = new.partial().groups
     assert sessions == [2]
     assert state.tensors["y"].tolist() == [5]
 
@@ -182,7 +182,7 @@ def test_results_of_each_kind_are_kept_apart_and_most_come_first() -> None:
     fold(new, 2, contribution(y=[1]))
     fold(new, 3, contribution(y=[2]))
     fold(new, 4, contribution(x=[[1]]))
-    partials = new.partial()
+    partials = new.partial().groups
     assert [sessions for _, sessions, _ in partials] == [[2, 3], [1], [4]]
     assert partials[0][2].tensors["y"].tolist() == [3]
 
@@ -191,28 +191,38 @@ def test_a_dtype_makes_a_kind_of_its_own() -> None:
     new = batch()
     fold(new, 1, contribution(x=np.array([1], np.int32)))
     fold(new, 2, contribution(x=np.array([1], np.int64)))
-    assert len(new.partial()) == 2
+    assert len(new.partial().groups) == 2
 
 
 def test_the_order_of_the_tensors_makes_none() -> None:
     new = batch()
     fold(new, 1, contribution(x=[1], y=[2]))
     fold(new, 2, contribution(y=[2], x=[1]))
-    assert len(new.partial()) == 1
+    assert len(new.partial().groups) == 1
 
 
-def test_a_kind_too_many_is_refused_and_those_that_are_known_are_not() -> None:
+def test_for_a_kind_too_many_the_smallest_is_given_up_and_of_several_the_last() -> None:
     new = batch()
     for number in range(MAX_GROUPS):
         fold(new, number, contribution(x=np.zeros(number + 1)))
-    with pytest.raises(RefusedError, match="unlike those of the others"):
-        new.fold(99, contribution(x=np.zeros(MAX_GROUPS + 1)))
-    fold(new, 100, contribution(x=np.zeros(1)))
-    partials = new.partial()
-    assert len(partials) == MAX_GROUPS
-    assert partials[0][1] == [0, 100]
-    fold(new, 99, contribution(x=np.zeros(MAX_GROUPS + 1)))  # there is room again
-    assert len(new.partial()) == 1
+    fold(new, 10, contribution(x=np.zeros(2)))
+    for number in range(20, 30):  # most participants come after the odd ones
+        fold(new, number, contribution(x=np.zeros(99)))
+    fold(new, 30, contribution(x=np.zeros(77)))
+    groups, given_up = new.partial()
+    assert [sessions for _, sessions, _ in groups] == [list(range(20, 30)), [1, 10], [0], [30]]
+    assert given_up == [3, 2]
+    fold(new, 40, contribution(x=np.zeros(4)))  # it begins anew
+    assert new.partial().given_up == []
+
+
+def test_nothing_is_given_up_for_what_the_reducer_refuses() -> None:
+    new = batch()
+    for number in range(MAX_GROUPS):
+        fold(new, number, contribution(x=np.zeros(number + 1)))
+    with pytest.raises(RefusedError):
+        new.fold(9, contribution(x=np.full(99, np.nan)))
+    assert new.partial().given_up == []
 
 
 def test_what_the_reducer_refuses_is_no_part_of_it() -> None:
@@ -220,13 +230,13 @@ def test_what_the_reducer_refuses_is_no_part_of_it() -> None:
     with pytest.raises(RefusedError, match="'x'"):
         new.fold(1, contribution(x=[np.nan]))
     assert not new.news
-    assert new.partial() == [], "it makes a group of its own"
+    assert new.partial() == ([], []), "it makes a group of its own"
     fold(new, 2, contribution(x=[1.0]))
     with pytest.raises(RefusedError):
         new.fold(3, contribution(x=[np.inf]))
     with pytest.raises(RefusedError):
         new.fold(4, contribution(-1.0, x=[1.0]))
-    [(_, sessions, state)] = new.partial()
+    [(_, sessions, state)] = new.partial().groups
     assert sessions == [2]
     assert state.tensors["x"].tolist() == [1.0]
 
@@ -237,14 +247,14 @@ def test_refused_results_use_up_no_kinds() -> None:
         with pytest.raises(RefusedError):
             new.fold(number, contribution(x=np.full(number + 1, np.nan)))
     fold(new, 99, contribution(x=[1.0]))
-    assert len(new.partial()) == 1
+    assert len(new.partial().groups) == 1
 
 
 def test_a_reducer_that_takes_anything_gets_everything() -> None:
     new = Batch(1, 1, Whatever)
     for number in range(2 * MAX_GROUPS):
         fold(new, number, contribution(x=np.zeros(number)))
-    [(schema, sessions, state)] = new.partial()
+    [(schema, sessions, state)] = new.partial().groups
     assert schema == ()
     assert sessions == list(range(2 * MAX_GROUPS))
     assert state.metrics == {"count": 2 * MAX_GROUPS}

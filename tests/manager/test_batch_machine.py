@@ -1,7 +1,7 @@
 """A worker's share of a reducing call, whatever happens in whatever order: a state machine.
 
 As folding.py drives it. Whoever is folded in is reported exactly once, and is in the partial exactly once,
-with what it has sent; who is refused, ends or fails is in neither.
+with what it has sent, unless its kind of result was given up; who ends or fails is in neither.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from manager.batch import MAX_GROUPS, Batch
-from manager.contributions import Contribution, RefusedError
+from manager.contributions import Contribution
 from manager.reducers import make_reducer
 
 KINDS = MAX_GROUPS + 2
@@ -31,6 +31,8 @@ class OneBatch(RuleBasedStateMachine):
         self.working: list[int] = []
         self.folding: list[tuple[int, int, int]] = []  # session, kind, value
         self.folded: dict[int, tuple[int, int]] = {}
+        self.kept: dict[int, list[int]] = {}  # by kind
+        self.given_up: list[int] = []
         self.reported: Counter[int] = Counter()
         self.ended: set[int] = set()
         self.sessions = 0
@@ -67,16 +69,14 @@ class OneBatch(RuleBasedStateMachine):
     def it_is_folded_in(self, which: int) -> None:
         session, kind, value = self.folding.pop(which % len(self.folding))
         array = np.full(kind + 1, value, np.int64)
-        before = {kind for kind, _ in self.folded.values()}
-        try:
-            self.batch.fold(session, Contribution({"x": array}, {}, 1.0))
-        except RefusedError:
-            assert kind not in before
-            assert len(before) == MAX_GROUPS
-        else:
-            assert kind in before or len(before) < MAX_GROUPS
-            self.batch.folded(session, 8)
-            self.folded[session] = (kind, value)
+        self.batch.fold(session, Contribution({"x": array}, {}, 1.0))
+        self.batch.folded(session, 8)
+        self.folded[session] = (kind, value)
+        if kind not in self.kept and len(self.kept) == MAX_GROUPS:
+            least = min(map(len, self.kept.values()))
+            goes = [each for each, sessions in self.kept.items() if len(sessions) == least][-1]
+            self.given_up += self.kept.pop(goes)
+        self.kept.setdefault(kind, []).append(session)
         self.batch.folding -= 1
 
     @precondition(lambda self: self.working)
@@ -121,18 +121,21 @@ class OneBatch(RuleBasedStateMachine):
             self.it_is_folded_in(0)
         self.report()
         assert self.reported.keys() == self.folded.keys()
-        named: Counter[int] = Counter()
+        kept = self.batch.partial()
+        assert kept.given_up == self.given_up
+        named: Counter[int] = Counter(kept.given_up)
         sizes = []
-        for schema, sessions, state in self.batch.partial():
+        for schema, sessions, state in kept.groups:
             named.update(sessions)
             sizes.append(len(sessions))
-            kinds = {self.folded[session][0] for session in sessions}
-            assert len(kinds) == 1
-            assert schema[0][1] == (kinds.pop() + 1,)
+            (kind,) = {self.folded[session][0] for session in sessions}
+            assert sessions == self.kept[kind]
+            assert schema[0][1] == (kind + 1,)
             assert state.tensors["x"][0] == sum(self.folded[session][1] for session in sessions)
         assert named == Counter(self.folded.keys())
         assert sizes == sorted(sizes, reverse=True)
-        assert self.batch.partial() == [], "it is told once"
+        assert len(sizes) == len(self.kept) <= MAX_GROUPS
+        assert self.batch.partial() == ([], []), "it is told once"
 
 
 OneBatch.TestCase.settings = settings(max_examples=100, stateful_step_count=30)

@@ -493,7 +493,7 @@ class Machine(RuleBasedStateMachine):
             ]
             self.table.partial(
                 worker.index,
-                Partial(partial.batch, partial.part, groups, closed=partial.closed, error=partial.error),
+                Partial(partial.batch, partial.part, groups, partial.closed, partial.error, partial.given_up),
             )
         for session, reason in zip(report.end_sessions, report.end_reasons, strict=True):
             if session in members:

@@ -32,6 +32,15 @@ def group(schema: str, *sessions: int, state: bytes | None = b"state") -> Group:
     return Group(schema, sessions, state)
 
 
+def test_those_whose_kind_was_given_up_are_covered_and_named_apart() -> None:
+    shares = _Shares()
+    folded(shares, 0, s1=10, s2=11, s3=12)
+    partial = Partial(7, 1, [group(A)], closed=False, given_up=[3, 99])
+    assert shares.partial(0, partial, shares.sessions.__getitem__) == []
+    assert shares.covered == 3
+    assert shares.decide() == Decision([10, 11], [b"state"], [], A, [12])
+
+
 def test_a_reduction_survives_the_way_over_the_link() -> None:
     reduction = Reduction("sum", {"dtype": "float32", "allow_nan": True, "n": 3, "x": 0.5, "b": b"\x00"})
     assert reduction_of(reduction.message()) == reduction
@@ -55,7 +64,7 @@ def test_nothing_is_known_at_first() -> None:
     assert (shares.covered, shares.folded, shares.bytes) == (0, 0, 0)
     assert shares.workers == set()
     assert shares.closing == set()
-    assert shares.decide() == Decision([], [], [], "")
+    assert shares.decide() == Decision([], [], [], "", [])
 
 
 def test_a_worker_owes_a_partial_once_somebody_is_folded_there() -> None:

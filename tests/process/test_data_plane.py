@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from coordinator import Coordinator
+from manager.batch import MAX_GROUPS
 from manager.cohort import Cohort
 from manager.outcome import Progress, Reduced
 from manager.reducers import Contribution, Reducer
@@ -191,6 +192,30 @@ def test_an_answer_that_is_no_protobuf_is_no_part_of_it(served: Served, devices:
     reduced = cohort.reduce([tensors({"x": np.ones(2)}), instruction("garbage")])
     assert ids(reduced.folded) == ["device-0"]
     assert "not a ParticipantMessage" in reasons(reduced)["device-1"]
+
+
+def test_a_few_odd_results_do_not_make_a_failure_of_those_that_come_after_them(
+    served: Served, devices: Devices
+) -> None:
+    """However many kinds of them there are: more than any worker keeps apart."""
+    odd = 2 * (MAX_GROUPS + 1)
+    joined, cohort = gather(served, devices, odd + 6)
+    messages = [tensors({"x": np.ones(number + 3)}) for number in range(odd)]
+    messages += [tensors({"x": np.ones(2)}, hold=True) for _ in range(6)]
+    answered: list[int] = []
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(
+            cohort.reduce, messages, timeout=20, progress=lambda now: answered.append(now.answered)
+        )
+        assert all(device.holding.wait(10) for device in joined[odd:])
+        eventually(lambda: answered and answered[-1] == odd)
+        for device in joined[odd:]:
+            device.release()
+        reduced = call.result(20)
+    assert ids(reduced.folded) == [device.id for device in joined[odd:]]
+    np.testing.assert_array_equal(reduced.tensors["x"], np.ones(2))
+    assert len(reduced.failures) == odd
+    assert all("its tensors" in text or "shape" in text for text in reasons(reduced).values())
 
 
 def test_it_is_the_tensors_that_most_send_that_count_whoever_is_first(
