@@ -6,6 +6,7 @@ It searches without a deadline (a busy machine is no bug), and the same every ti
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
@@ -40,6 +41,15 @@ def temporary_directory_of_our_own() -> Iterator[None]:
         patch.delenv("XDG_RUNTIME_DIR", raising=False)
         patch.setattr(tempfile, "tempdir", directory)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_as_in_a_terminal() -> None:
+    """With nohup, or in the background of a shell, some are ignored, and processes inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _things() -> set[str]:
