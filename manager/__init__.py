@@ -48,6 +48,7 @@ dispatcher.py     carries out what pool and calls decide
 servicer.py       reads the participants' streams
 refusals.py       ends the streams of those who may not stay
 blobs.py          large payloads that processes share
+memory.py         shared memory that is used again
 spool.py          room for large answers while they arrive
 stream.py         writes to one of them
 incoming.py       what participants say, read as far as a manager must

@@ -51,12 +51,22 @@ HEAD: Final = 16
 class Blob:
     """A payload that never changes. Frees its memory when nobody refers to it any more."""
 
-    __slots__ = ("__weakref__", "_descriptor", "_on_close", "_view", "size")
+    __slots__ = ("__weakref__", "_descriptor", "_let_go", "_used_again", "_view", "size")
 
-    def __init__(self, descriptor: int, size: int, on_close: Callable[[int], None] | None = None) -> None:
-        """Takes the descriptor over. ``on_close`` is told the size when this process lets go of it."""
+    def __init__(
+        self,
+        descriptor: int,
+        size: int,
+        let_go: Callable[[int], object] = os.close,
+        *,
+        used_again: bool = False,
+    ) -> None:
+        """Takes the descriptor over, and gives it to ``let_go`` once this process doesn't need it any more.
+        ``used_again``: what is there then may change when nobody else reads it (memory.py).
+        """
         self._descriptor = descriptor
-        self._on_close = on_close
+        self._let_go = let_go
+        self._used_again = used_again
         self._view: memoryview | None = None
         self.size = size
 
@@ -92,8 +102,18 @@ class Blob:
         if self._view is None:
             if self.size == 0:
                 return memoryview(b"")
-            self._view = memoryview(_map(self._descriptor, self.size))
+            self._view = memoryview(self._map())
         return self._view
+
+    def _map(self) -> mmap.mmap:
+        if not self._used_again:
+            return _map(self._descriptor, self.size)
+        # As a reader of its own, so that the kernel knows of it for as long as anybody refers to the view.
+        descriptor = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _map(descriptor, self.size)
+        finally:
+            os.close(descriptor)
 
     def settle(self) -> None:
         """Keeps the content but gives the descriptor back: of those a process has few."""
@@ -105,9 +125,7 @@ class Blob:
     def _close(self) -> None:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-            if self._on_close is not None:
-                self._on_close(self.size)
+            self._let_go(descriptor)
 
 
 def _map(descriptor: int, size: int) -> mmap.mmap:
@@ -158,6 +176,11 @@ def seal(descriptor: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
 
 
+def keep_size(descriptor: int) -> None:
+    """Nobody can shorten this memory any more: whoever maps it is safe from that."""
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+
+
 def open_shared(pid: int, shared: Shared, *, sealed: bool = False) -> Blob:
     """Opens a payload in the memory of another process.
 
@@ -171,14 +194,14 @@ def open_shared(pid: int, shared: Shared, *, sealed: bool = False) -> Blob:
         if sealed and fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise OSError(f"descriptor {shared.descriptor} of process {pid} isn't sealed memory")
         size = os.fstat(descriptor).st_size
-        if size != shared.size:
+        if size < shared.size:
             raise OSError(
                 f"descriptor {shared.descriptor} of process {pid} has {size} bytes, not {shared.size}"
             )
     except BaseException:
         os.close(descriptor)
         raise
-    return Blob(descriptor, size)
+    return Blob(descriptor, shared.size)
 
 
 def open_all(payloads: Iterable[Buffer | Shared], pid: int, whose: str) -> list[Payload | None]:

@@ -27,6 +27,7 @@ from manager.identity import Identity, ImpostorError
 from manager.incoming import add_chunk, read_hello
 from manager.limits import Limits, metadata_size, room
 from manager.logs import Sparingly
+from manager.memory import Memory
 from manager.overdue import Overdue
 from manager.refusals import Refusals
 from manager.refused import Cause, Refused
@@ -83,15 +84,18 @@ class Sink(Protocol):
 class Servicer:
     """Serves ParticipantManager.Connect."""
 
-    def __init__(self, sink: Sink, limits: Limits, files: int) -> None:
-        """``files`` is how many this process may open. Raises ValueError if it has no room for ``limits``."""
+    def __init__(self, sink: Sink, limits: Limits, files: int, memory: Memory | None = None) -> None:
+        """``files`` is how many this process may open; ``memory`` is where large answers are kept.
+
+        Raises ValueError if it has no room for ``limits``.
+        """
         self._sink = sink
         self._limits = limits
         self._room = room(limits, files)
         self.connections = self._room.connections  # that a server for this may keep
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
-        self._spool = Spool(limits.upload_memory, limits.upload_disk)
+        self._spool = Spool(limits.upload_memory, limits.upload_disk, memory)
         self._overdue = Overdue()
         self._speechless = speechless(limits.hello_timeout)
         self._log = Sparingly(log)

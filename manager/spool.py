@@ -18,10 +18,12 @@ import tempfile
 import time
 import weakref
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from manager.blobs import CAN_SHARE, SHARE_SIZE, Blob, Payload, anonymous_memory, seal, write
+from manager.blobs import CAN_SHARE, SHARE_SIZE, Blob, Payload, write
+from manager.memory import Memory
 from protos.chunks import Store, in_memory
 
 log = logging.getLogger("muster.spool")
@@ -43,9 +45,12 @@ class NoRoomError(Exception):
 class Spool:
     """The room that one process has for messages that arrive in chunks."""
 
-    def __init__(self, memory: int, disk: int, directory: Path | None = None) -> None:
-        """Has so many bytes. ``directory`` is where files go; by default the system's place for temporary
-        ones."""
+    def __init__(
+        self, memory: int, disk: int, pieces: Memory | None = None, directory: Path | None = None
+    ) -> None:
+        """Has so many bytes. ``pieces`` is where memory comes from; ``directory`` is where files go, by
+        default the system's place for temporary ones."""
+        self.pieces = pieces or Memory(0)
         self._memory = memory
         self._free = memory
         self._disk = disk
@@ -173,11 +178,12 @@ class Upload:
         self._spool = spool
         self._size = size
         self._in_memory = in_memory
+        self._filled = 0  # bytes in memory
         self._written = 0  # to disk
         self._descriptor = -1
         self._error: Exception | None = None
         try:
-            self._descriptor = anonymous_memory() if in_memory else spool.file(size)
+            self._descriptor = spool.pieces.take(size) if in_memory else spool.file(size)
         except (OSError, NoRoomError) as error:
             self._fail(error)
 
@@ -185,7 +191,9 @@ class Upload:
         self.moved_at = time.monotonic()
         if self._error is None:
             try:
-                if not self._in_memory:
+                if self._in_memory:
+                    self._filled += len(data)
+                else:
                     self._take_disk(len(data))
                 write(self._descriptor, data)
             except (OSError, NoRoomError) as error:  # the disk is full after all
@@ -198,10 +206,9 @@ class Upload:
             raise NoRoomError(f"the worker has no room for its answer of {self._size} bytes: {self._error}")
         descriptor, self._descriptor = self._descriptor, -1
         if not self._in_memory:
-            return Blob(descriptor, self._size, self._spool.deleted)
+            return Blob(descriptor, self._size, partial(_delete, self._spool, self._size))
         self._in_memory = False
-        seal(descriptor)
-        return Blob(descriptor, self._size, self._spool.returned)
+        return self._spool.pieces.blob(descriptor, self._size, self._spool.returned)
 
     def move(self) -> None:
         """Goes on on disk."""
@@ -215,14 +222,14 @@ class Upload:
         memory = self._descriptor
         self._descriptor, self._in_memory = file, False
         try:
-            self._take_disk(os.fstat(memory).st_size)
+            self._take_disk(self._filled)
             done = 0
-            while sent := os.sendfile(file, memory, done, self._size):
-                done += sent
+            while done < self._filled:
+                done += os.sendfile(file, memory, done, self._filled - done)
         except (OSError, NoRoomError) as error:
             self._fail(error)
         finally:
-            os.close(memory)
+            self._spool.pieces.give_back(memory)
             self._spool.returned(self._size)
 
     def _take_disk(self, size: int) -> None:
@@ -236,13 +243,19 @@ class Upload:
 
     def _drop(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
         if self._in_memory:
             self._in_memory = False
+            if descriptor >= 0:
+                self._spool.pieces.give_back(descriptor)
             self._spool.returned(self._size)
         elif descriptor >= 0:
-            self._spool.deleted(self._written)
+            _delete(self._spool, self._written, descriptor)
 
     def __del__(self) -> None:
         self._drop()
+
+
+def _delete(spool: Spool, size: int, descriptor: int) -> None:
+    """A file of so many bytes goes with its descriptor."""
+    os.close(descriptor)
+    spool.deleted(size)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import zmq
 from google.protobuf.message import DecodeError
 
-from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_all, share, view_of
+from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_all, view_of
 from manager.confirmations import Confirmations
 from manager.endpoint import CLOSE_TIMEOUT, Endpoint
 from manager.folding import FOLDING_TIMEOUT, Folding
@@ -27,6 +27,7 @@ from manager.link_keys import WorkerKeys
 from manager.listen import Address
 from manager.logs import Sparingly
 from manager.members import ANONYMOUS
+from manager.memory import Memory
 from manager.orders import Orders
 from manager.reports import Reports
 from manager.security import Security
@@ -35,7 +36,7 @@ from manager.shares import Folded, Partial
 from manager.sockets import LinkSocket, routing_id
 from manager.stream import Stream
 from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
-from manager.usage import Trimmer, calm_garbage_collection, resident_bytes, trim
+from manager.usage import Trimmer, calm_garbage_collection, keep_freed_memory, resident_bytes, trim
 from manager.verdicts import EndReason
 from protos import link_pb2, stream_pb2
 from protos.envelope import Kind
@@ -80,7 +81,8 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._servicer = Servicer(self, settings.limits, settings.files)
+        self._memory = Memory()
+        self._servicer = Servicer(self, settings.limits, settings.files, self._memory)
         self._sparingly = Sparingly(log)
         self._sample = Sample()
         self._opens_memory = False  # whether this process can open the coordinator's memory …
@@ -110,6 +112,7 @@ class Worker:
                     self._loop.add_signal_handler(getattr(signal, name), lambda: None)
             self._connect()
             calm_garbage_collection()
+            keep_freed_memory()
             beat = self._loop.create_task(self._beat())
             try:
                 return await self._stopped
@@ -212,7 +215,8 @@ class Worker:
         if self._uplink.state is State.OPEN and self._reports:
             report, payloads = self._reports.take()
             if payloads and max(map(len, payloads)) >= SHARE_SIZE:
-                payloads = [share(each) if self._shares_memory else view_of(each) for each in payloads]
+                passed = self._memory.share if self._shares_memory else view_of
+                payloads = [passed(each) for each in payloads]
             self._uplink.report(report, payloads)
         if self._confirmations:
             self._confirmations.reported(self._uplink.sent, time.monotonic())
@@ -253,6 +257,7 @@ class Worker:
 
     def _heartbeat(self, trimmer: Trimmer) -> link_pb2.Heartbeat:
         """What this worker says of itself. Gives memory back first, if it is time."""
+        self._memory.forget()
         cpu, sessions = time.process_time(), len(self._servicer.streams)
         if trimmer.due(time.monotonic(), cpu, sessions):
             trim()

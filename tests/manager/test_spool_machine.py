@@ -56,7 +56,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.whole: list[tuple[Blob, bytes, bool]] = []  # and whether it is in memory
 
     async def make(self) -> Spool:
-        return Spool(MEMORY, DISK, Path(self.directory.name))
+        return Spool(MEMORY, DISK, directory=Path(self.directory.name))
 
     def settle(self) -> None:
         async def moment() -> None:
