@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from coordinator.downlink import Downlink
 from coordinator.orders import OrdersBatch
-from manager.blobs import Payload, share, view_of
+from manager.blobs import Payload, view_of
 from manager.call import Call, Send
 from manager.members import Member
+from manager.memory import Memory
 from manager.roster import Roster
 from protos import link_pb2
 
@@ -46,12 +47,13 @@ class LinkTransport:
     def __init__(self, workers: Sequence[Worker], transmit: Callable[[Worker], None]) -> None:
         """``transmit`` sends what a worker's downlink has to be sent."""
         self.workers = workers
+        self.memory = Memory()
         self._transmit = transmit
         self._loop = asyncio.get_running_loop()
         self._flush_scheduled = False
 
     def keep(self, instruction: bytes) -> Payload:
-        return share(instruction)
+        return self.memory.share(instruction)
 
     def instruct(self, sends: Sequence[Send]) -> None:
         workers = self.workers

@@ -315,6 +315,7 @@ class Workers:
         while True:
             await asyncio.sleep(self._settings.heartbeat / 2)
             now = time.monotonic()
+            self._transport.memory.forget()
             for worker in self.workers:
                 try:
                     for event in worker.downlink.tick(now):

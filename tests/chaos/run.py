@@ -178,6 +178,8 @@ class Run:
             self._violated("pooled is connected", text)
         self._injector.note_sessions(observer.sessions)
         await self._probe()
+        # Memory that was shared rests for a while.
+        await observer.until(lambda: all(held.memfds <= 2 for held in self._held().values()), SETTLE)
         self._compare(self._warm, self._held())
 
     async def _probe(self) -> None:

@@ -67,8 +67,11 @@ def collected_fast() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_shared_memory_is_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What is shared is closed with the last reference."""
+def no_shared_memory_is_left_open(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """What is shared is closed with the last reference, or soon after it."""
+    monkeypatch.setattr("manager.memory.REST_TIME", 0.1)
     if "served" in request.fixturenames:
         request.getfixturevalue("served")  # first: a connection has a sample of its own
     before = len(_memfds())
@@ -78,7 +81,7 @@ def no_shared_memory_is_left_open(request: pytest.FixtureRequest) -> Iterator[No
         gc.collect()
         return len(_memfds()) <= before
 
-    eventually(as_before, timeout=5, what="no descriptors of shared memory left open")
+    eventually(as_before, what="no descriptors of shared memory left open")
 
 
 def gather(served: Served, devices: Devices, count: int) -> tuple[list[Device], Cohort[Echo]]:
