@@ -33,10 +33,11 @@ def eventually(condition: Callable[[], T | None], timeout: float = PATIENCE, wha
     """Waits until the condition holds and returns its value; fails with the last value if it never does."""
     deadline = time.monotonic() + timeout
     while True:
+        last = time.monotonic() > deadline  # this process may have been held up itself since the look before
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        if last:
             raise AssertionError(f"{what or 'the condition'} did not come true in {timeout:g} s: {value!r}")
         time.sleep(0.01)
 

@@ -199,15 +199,15 @@ class LinkStranger:
             self.socket.setsockopt(option, value)
         if identity:
             self.socket.setsockopt(zmq.IDENTITY, identity)
-        self.socket.setsockopt(zmq.SNDTIMEO, 5_000)
-        self.socket.setsockopt(zmq.RCVTIMEO, 5_000)
+        self.socket.setsockopt(zmq.SNDTIMEO, 20_000)
+        self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
         self.socket.connect(endpoint)
 
     def send(self, frames: list[bytes]) -> None:
         self.socket.send_multipart(frames)
 
     def answer(self) -> link_pb2.Downward:
-        """The next message. Raises zmq.Again if none comes in 5 s."""
+        """The next message. Raises zmq.Again if none comes in 20 s."""
         return link_pb2.Downward.FromString(self.socket.recv_multipart()[0])
 
     def close(self, linger: int = 2_000) -> None:

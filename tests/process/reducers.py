@@ -73,14 +73,14 @@ class Hanging(Median):
 
 
 class Slow(Median):
-    """Takes nearly as long as a worker waits for it at its end, as results of many GiB would.
+    """Takes half as long as a worker waits for it at its end, as results of many GiB would.
 
     When it has begun there is a file, which FOLDING names in the environment.
     """
 
     def fold(self, contribution: Contribution) -> None:
         Path(os.environ["FOLDING"]).touch()
-        threading.Event().wait(FOLDING_TIMEOUT - 0.3)
+        threading.Event().wait(FOLDING_TIMEOUT / 2)
         super().fold(contribution)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -54,7 +57,7 @@ class Process:
 
     def wait(self) -> int:
         try:
-            return self.popen.wait(PATIENCE)
+            return self.popen.wait(3 * PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running; it says:\n{self.output}") from None
 
@@ -71,22 +74,18 @@ class RunningCoordinator(Process):
     """A ``coordinator start`` on free ports; ``listen`` and ``control`` are its addresses."""
 
     def __init__(self, log: Path, *options: str, environment: dict[str, str] | None = None) -> None:
-        arguments = [
-            str(BIN / "coordinator"),
-            "start",
-            "--listen=127.0.0.1:0",
-            "--control=127.0.0.1:0",
-            "--log-format=json",
-            *options,
-        ]
-        super().__init__(arguments, log, environment)
+        super().__init__(self.command(options), log, environment)
         try:
-            ready = eventually(self._ready, 3 * PATIENCE, f"{' '.join(arguments)} to start")
+            ready = eventually(self._ready, 3 * PATIENCE, f"a coordinator with {' '.join(options)}")
         except BaseException:
             self.end()
             raise
         self.listen: str = ready["listen"]
         self.control: str = ready["control"]
+
+    def command(self, options: Sequence[str]) -> list[str]:
+        addresses = ("--listen=127.0.0.1:0", "--control=127.0.0.1:0")
+        return [str(BIN / "coordinator"), "start", *addresses, "--log-format=json", *options]
 
     def records(self) -> list[dict[str, Any]]:
         """What it has logged."""
@@ -139,8 +138,20 @@ def start_coordinator(
 
 
 def again(coordinator: RunningCoordinator) -> list[str]:
-    """The options by which the next one finds its workers."""
-    return [f"--listen={coordinator.listen}", f"--control={coordinator.control}"]
+    """The options by which the next one finds its workers.
+
+    Not its control address: nobody holds that meanwhile, so the system may give it to somebody else.
+    """
+    return [f"--listen={coordinator.listen}"]
+
+
+def own_port() -> int:
+    """A free one that the system gives to nobody by itself, so it can be left for a while."""
+    for port in random.sample(range(10_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port was free")
 
 
 def kill(coordinator: RunningCoordinator) -> None:
@@ -195,7 +206,7 @@ def start_participants(stack: ExitStack, log: Path, listen: str, prefix: str, co
 
 
 def run(
-    *arguments: str, environment: dict[str, str] | None = None, patience: float = PATIENCE
+    *arguments: str, environment: dict[str, str] | None = None, patience: float = 3 * PATIENCE
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command of ours to its end."""
     return subprocess.run(
@@ -208,7 +219,7 @@ def run(
     )
 
 
-def command(*arguments: str, patience: float = PATIENCE) -> str:
+def command(*arguments: str, patience: float = 3 * PATIENCE) -> str:
     """The output of a command that must succeed."""
     done = run(*arguments, patience=patience)
     assert done.returncode == 0, done.stderr

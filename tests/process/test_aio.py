@@ -9,7 +9,7 @@ import pytest
 from coordinator import aio
 from manager.errors import CallTimeout, NotEnoughParticipants, ParticipantLost
 from manager.outcome import Progress
-from tests.support import Devices, instruction
+from tests.support import PATIENCE, Devices, instruction
 
 
 class Echo(aio.ParticipantProxy):
@@ -31,6 +31,15 @@ def test_progress_ends_with_all(devices: Devices) -> None:
     asyncio.run(main())
 
 
+async def until_nothing_is_left(coordinator: aio.Coordinator[Echo]) -> None:
+    """It learns by and by that a script has gone."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            status = await coordinator.status()
+            if not status.leased and not status.calls:
+                return
+
+
 def test_a_coordinator_and_a_connection_in_one_event_loop(devices: Devices) -> None:
     async def main() -> None:
         async with aio.Coordinator(
@@ -49,12 +58,12 @@ def test_a_coordinator_and_a_connection_in_one_event_loop(devices: Devices) -> N
                         await coordinator.lease(2, timeout=0.1)
                 with pytest.raises(CallTimeout):
                     await attached[0].run(instruction("hold"), timeout=0.1)
+                holding = next(device for device in joined if device.id == attached[0].id)
+                assert await asyncio.to_thread(holding.holding.wait, PATIENCE)
                 assert (await connection.status()).participants == 4
-            status = await coordinator.status()
-            assert (status.leased, status.calls) == (0, 0)
+            await until_nothing_is_left(coordinator)
 
             # A task that is cancelled gives its call up, and the participant is told.
-            holding = next(device for device in joined if device.holding.is_set())
             holding.release()
             proxy = next(proxy for proxy in cohort if proxy.id != holding.id)
             device = next(device for device in joined if device.id == proxy.id)

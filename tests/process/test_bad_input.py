@@ -44,6 +44,7 @@ def violations(coordinator: Coordinator[Echo]) -> int:
 @contextmanager
 def nobody_else_suffers(coordinator: Coordinator[Echo], devices: Devices) -> Iterator[None]:
     """Others answer before, and are still there and answer afterwards."""
+    eventually(lambda: not coordinator.status().participants, what="the end of an earlier test's")
     others = devices.join(coordinator.listen, 4, prefix="innocent")
     cohort = coordinator.get_participants(4, timeout=20, where={})
     pids = [worker.pid for worker in coordinator.status().workers]

@@ -39,7 +39,7 @@ def test_the_commands_that_it_prints_make_a_cluster(tmp_path: Path) -> None:
                 {"ECHO_PREFIX": "site", "ECHO_COUNT": "1", "MUSTER_ID": f"site-{number}"},
             )
             stack.callback(process.end)
-        eventually(lambda: coordinator.status()["participants"] == 2, what="both participants")
+        eventually(lambda: coordinator.status()["participants"] == 2, 3 * PATIENCE, "both participants")
         with connect(coordinator.control) as connection:
             cohort = connection.get_participants(2, timeout=PATIENCE)
             assert sorted(each.id for each in cohort) == ["site-0", "site-1"]

@@ -14,23 +14,24 @@ import numpy as np
 import pytest
 
 from manager.errors import CallTimeout, NotEnoughParticipants, ParticipantFailed, ParticipantLost
+from manager.outcome import Progress
 from protos import stream_pb2
 from tests.process.conftest import Echo, Served
-from tests.support import Devices, eventually, instruction
+from tests.support import PATIENCE, Devices, eventually, instruction
 
 pytestmark = pytest.mark.usefixtures("coordinator")  # up before the first test, down after the last
 
 
 def test_a_thousand_runs_in_a_row_each_get_their_own_answer(served: Served, devices: Devices) -> None:
     devices.join(served.address)
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
     for number in range(1000):
         assert proxy.echo(b"%d" % number) == b"%d" % number
 
 
 def test_threads_that_run_on_one_proxy_each_get_their_own_answer(served: Served, devices: Devices) -> None:
     devices.join(served.address)
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
 
     def many(name: str) -> list[bool]:
         return [
@@ -58,8 +59,8 @@ def test_all_that_match_are_returned_not_just_the_minimum(served: Served, device
 def test_where_selects_by_attributes(served: Served, devices: Devices) -> None:
     devices.join(served.address, 3, prefix="eu", region="eu", device="phone")
     devices.join(served.address, 2, prefix="us", region="us", device="phone")
-    assert len(served.manager.get_participants(5, timeout=10, where={"device": "phone"})) == 5
-    cohort = served.manager.get_participants(3, timeout=10, where={"region": "eu"})
+    assert len(served.manager.get_participants(5, timeout=PATIENCE, where={"device": "phone"})) == 5
+    cohort = served.manager.get_participants(3, timeout=PATIENCE, where={"region": "eu"})
     assert sorted(cohort.ids) == ["eu-0", "eu-1", "eu-2"]
     assert {proxy.attributes["region"] for proxy in cohort} == {"eu"}
 
@@ -67,12 +68,12 @@ def test_where_selects_by_attributes(served: Served, devices: Devices) -> None:
 def test_a_silent_stream_is_never_handed_out(served: Served, devices: Devices) -> None:
     silent = devices.one(served.address, None)
     devices.join(served.address, 1)
-    cohort = served.manager.get_participants(1, timeout=10)
+    cohort = served.manager.get_participants(1, timeout=PATIENCE)
     assert cohort.ids == ["device-0"]
     with pytest.raises(NotEnoughParticipants):
         served.manager.get_participants(2, timeout=0.2)
     silent.send(b"")  # now it is there
-    assert len(served.manager.get_participants(2, timeout=10)) == 2
+    assert len(served.manager.get_participants(2, timeout=PATIENCE)) == 2
 
 
 def test_a_shortage_says_how_many_were_asked_for_and_where_the_others_are(
@@ -81,7 +82,7 @@ def test_a_shortage_says_how_many_were_asked_for_and_where_the_others_are(
     devices.join(served.address, 3)
     eventually(lambda: served.pooled() == 3)
     with pytest.raises(
-        NotEnoughParticipants, match=r"asked for 10 participants; after 0\.\d s there were 3"
+        NotEnoughParticipants, match=r"asked for 10 participants; after \d+\.\d s there were 3"
     ) as e:
         served.manager.get_participants(10, timeout=0.1)
     assert isinstance(e.value, TimeoutError)
@@ -96,7 +97,7 @@ def test_a_waiting_caller_returns_as_soon_as_the_last_one_joins(served: Served, 
         eventually(lambda: served.pooled() == 4)
         assert not waiting.done()
         devices.join(served.address, 1, prefix="late")
-        assert len(waiting.result(10)) == 5
+        assert len(waiting.result(PATIENCE)) == 5
 
 
 def test_waiting_callers_are_served_in_the_order_of_asking(served: Served, devices: Devices) -> None:
@@ -122,8 +123,8 @@ def test_waiting_callers_are_served_in_the_order_of_asking(served: Served, devic
     eventually(lambda: served.pooled() == 2)
     assert served_order == []
     devices.join(served.address, 1, prefix="third")
-    first.join(10)
-    second.join(10)
+    first.join(PATIENCE)
+    second.join(PATIENCE)
     assert served_order == ["first", "second"]
 
 
@@ -136,24 +137,24 @@ def _waiting(served: Served) -> int:
 
 def test_a_given_up_call_leaves_its_late_answer_to_nobody(served: Served, devices: Devices) -> None:
     (device,) = devices.join(served.address)
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
     with pytest.raises(CallTimeout, match=r"did not answer within 0\.2 s"):
         proxy.run(instruction("hold", b"late"), timeout=0.2)
-    assert device.holding.is_set()
-    assert device.cancelled.wait(10), "it accepts cancel, and was not told"
+    assert device.holding.wait(PATIENCE)
+    assert device.cancelled.wait(PATIENCE), "it accepts cancel, and was not told"
     with ThreadPoolExecutor(1) as threads:
         following = threads.submit(proxy.echo, b"next")
         with pytest.raises(CallTimeout):
             proxy.echo(b"third", timeout=0.1)  # waits in the queue behind
         device.release()
-        assert following.result(10) == b"next"
+        assert following.result(PATIENCE) == b"next"
     assert proxy.echo(b"fourth") == b"fourth"
     assert device.received == {b"late": 1, b"next": 1, b"fourth": 1}
 
 
 def test_a_device_that_dies_in_run_is_lost(served: Served, devices: Devices) -> None:
     devices.join(served.address)
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
     with pytest.raises(ParticipantLost, match="device-0 was lost"):
         proxy.run(instruction("die"))
     eventually(lambda: not proxy.connected)
@@ -163,14 +164,14 @@ def test_a_device_that_dies_in_run_is_lost(served: Served, devices: Devices) -> 
 
 def test_what_waits_in_the_queue_of_a_device_that_dies_is_lost_too(served: Served, devices: Devices) -> None:
     (device,) = devices.join(served.address)
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
     with ThreadPoolExecutor(3) as threads:
         runs = [threads.submit(proxy.run, instruction("hold")) for _ in range(3)]
-        assert device.holding.wait(10)
+        assert device.holding.wait(PATIENCE)
         device.cut()
         for run in runs:
             with pytest.raises(ParticipantLost):
-                run.result(10)
+                run.result(PATIENCE)
 
 
 @pytest.mark.timed
@@ -188,7 +189,7 @@ def test_a_device_that_leaves_is_gone_from_the_pool_within_a_second(served: Serv
 
 def test_a_failure_is_raised_in_the_participants_own_words(served: Served, devices: Devices) -> None:
     devices.join(served.address)
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
     with pytest.raises(ParticipantFailed, match="device-0 failed with HANDLER_ERROR: as asked") as caught:
         proxy.run(instruction("fail"))
     assert caught.value.failure.text == "as asked"
@@ -196,7 +197,7 @@ def test_a_failure_is_raised_in_the_participants_own_words(served: Served, devic
 
 def test_an_answer_that_is_no_protobuf_is_a_failure_not_a_crash(served: Served, devices: Devices) -> None:
     devices.join(served.address)
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
     with pytest.raises(ParticipantFailed, match="not a valid ParticipantMessage"):
         proxy.run(instruction("garbage"))
     assert proxy.echo(b"still there") == b"still there"
@@ -204,7 +205,7 @@ def test_an_answer_that_is_no_protobuf_is_a_failure_not_a_crash(served: Served, 
 
 def test_empty_messages_pass_through_in_both_directions(served: Served, devices: Devices) -> None:
     devices.one(served.address, stream_pb2.ParticipantMessage())
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
     assert proxy.id.startswith("anonymous-")
     assert proxy.run(instruction("empty")) == stream_pb2.ParticipantMessage()
     assert proxy.run(stream_pb2.ServerMessage()).HasField("result")
@@ -213,27 +214,35 @@ def test_empty_messages_pass_through_in_both_directions(served: Served, devices:
 @pytest.mark.parametrize("size", [5 * 2**20, 2**20 - 20, 2**20, 2**20 + 1])
 def test_large_messages_pass_in_both_directions(served: Served, devices: Devices, size: int) -> None:
     devices.join(served.address)
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
     payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
     assert proxy.echo(payload) == payload
     assert proxy.echo(b"small again") == b"small again"
 
 
-def test_a_cohort_runs_at_once_and_names_everyone_exactly_once(served: Served, devices: Devices) -> None:
+def test_a_cohort_runs_at_once_and_names_everyone_exactly_once(
+    served: Served, devices: Devices, deadlines: threading.Event
+) -> None:
     joined = devices.join(served.address, 12)
-    cohort = served.manager.get_participants(12, timeout=10)
+    cohort = served.manager.get_participants(12, timeout=PATIENCE)
     outcome = cohort.run(instruction("echo", b"all"))
     assert {proxy.id: message.result.status for proxy, message in outcome.results.items()} == {
         device.id: device.id for device in joined
     }
     names = ["die", "fail", "hold", "empty"]
     by_id = {proxy.id: proxy for proxy in cohort}
+
+    def progress(now: Progress) -> None:
+        if now.ended == 11:  # all but the one that holds
+            deadlines.set()
+
     mixed = cohort.run(
         {
             proxy: instruction(names[number]) if number < len(names) else instruction("echo")
             for number, proxy in enumerate(by_id[device.id] for device in joined)
         },
-        timeout=1.0,
+        timeout=0.2,
+        progress=progress,
     )
     assert [proxy.id for proxy in mixed.lost] == ["device-0"]
     assert [proxy.id for proxy in mixed.failures] == ["device-1"]
@@ -245,57 +254,57 @@ def test_a_cohort_runs_at_once_and_names_everyone_exactly_once(served: Served, d
 
 def test_a_quorum_ends_a_cohorts_call_early(served: Served, devices: Devices) -> None:
     joined = devices.join(served.address, 4)
-    cohort = served.manager.get_participants(4, timeout=10)
+    cohort = served.manager.get_participants(4, timeout=PATIENCE)
     messages = [instruction("hold" if proxy.id == "device-3" else "echo") for proxy in cohort]
     outcome = cohort.run(messages, quorum=3)
     assert len(outcome.results) == 3
     assert [proxy.id for proxy in outcome.cancelled] == ["device-3"]
-    assert joined[3].cancelled.wait(10)
+    assert joined[3].cancelled.wait(PATIENCE)
     joined[3].release()
 
 
 def test_the_same_proxy_stands_for_the_same_session(served: Served, devices: Devices) -> None:
     devices.join(served.address, 3)
-    first = served.manager.get_participants(3, timeout=10)
-    second = served.manager.get_participants(3, timeout=10)
+    first = served.manager.get_participants(3, timeout=PATIENCE)
+    second = served.manager.get_participants(3, timeout=PATIENCE)
     assert set(first) == set(second)
     assert all(type(proxy) is Echo for proxy in first)
 
 
 def test_leased_participants_are_nobody_elses(served: Served, devices: Devices) -> None:
     devices.join(served.address, 5)
-    with served.manager.lease(3, timeout=10) as leased:
+    with served.manager.lease(3, timeout=PATIENCE) as leased:
         assert len(leased) == 3
         with pytest.raises(NotEnoughParticipants):
             served.manager.lease(3, timeout=0.1)
-        rest = served.manager.get_participants(2, timeout=10)
+        rest = served.manager.get_participants(2, timeout=PATIENCE)
         assert not set(rest) & set(leased)
-        assert len(leased.run(instruction("echo"), timeout=10).results) == 3
-    assert len(served.manager.get_participants(5, timeout=10)) == 5
-    lease = served.manager.lease(5, timeout=10)
+        assert len(leased.run(instruction("echo"), timeout=PATIENCE).results) == 3
+    assert len(served.manager.get_participants(5, timeout=PATIENCE)) == 5
+    lease = served.manager.lease(5, timeout=PATIENCE)
     lease.release()
     lease.release()
-    served.manager.lease(5, timeout=10).release()
+    served.manager.lease(5, timeout=PATIENCE).release()
 
 
 def test_a_part_of_a_leased_cohort_ends_the_lease(served: Served, devices: Devices) -> None:
     devices.join(served.address, 4)
-    with served.manager.lease(4, timeout=10).sample(2) as part:
+    with served.manager.lease(4, timeout=PATIENCE).sample(2) as part:
         assert len(part) == 2
         with pytest.raises(NotEnoughParticipants):
             served.manager.get_participants(1, timeout=0.1)
-    assert len(served.manager.lease(4, timeout=10)[:1]) == 1
+    assert len(served.manager.lease(4, timeout=PATIENCE)[:1]) == 1
 
 
 def test_numbers_may_come_from_numpy(served: Served, devices: Devices) -> None:
     devices.join(served.address, 3)
     numbers = np.array([2, 3])
-    assert len(served.manager.get_participants(numbers[0], numbers[1], timeout=10)) in (2, 3)
+    assert len(served.manager.get_participants(numbers[0], numbers[1], timeout=PATIENCE)) in (2, 3)
 
 
 def test_what_is_no_message_is_refused_with_a_sentence(served: Served, devices: Devices) -> None:
     devices.join(served.address, 2)
-    cohort = served.manager.get_participants(2, timeout=10)
+    cohort = served.manager.get_participants(2, timeout=PATIENCE)
     with pytest.raises(TypeError, match=r"run\(\) sends a ServerMessage"):
         cohort.run("train")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"run\(\) sends a ServerMessage"):
@@ -308,40 +317,40 @@ def test_what_is_no_message_is_refused_with_a_sentence(served: Served, devices: 
 
 def test_a_timeout_that_is_not_a_number_costs_nobody_anything(served: Served, devices: Devices) -> None:
     devices.join(served.address, 2)
-    cohort = served.manager.get_participants(2, timeout=10)
+    cohort = served.manager.get_participants(2, timeout=PATIENCE)
     for bad in (float("nan"), -1.0):
         with pytest.raises(ValueError, match="timeout"):
             cohort.run(instruction("echo"), timeout=bad)
         with pytest.raises(ValueError, match="timeout"):
             cohort[0].run(instruction("echo"), timeout=bad)
-    assert len(cohort.run(instruction("echo"), timeout=10).results) == 2
+    assert len(cohort.run(instruction("echo"), timeout=PATIENCE).results) == 2
 
 
 def test_a_busy_participant_is_not_leased(served: Served, devices: Devices) -> None:
     (device,) = devices.join(served.address)
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
     with pytest.raises(CallTimeout):
         proxy.run(instruction("hold"), timeout=0.1)
     with pytest.raises(NotEnoughParticipants):
         served.manager.lease(1, timeout=0.1)
     device.release()
-    with served.manager.lease(1, timeout=10) as cohort:
+    with served.manager.lease(1, timeout=PATIENCE) as cohort:
         assert cohort[0].echo(b"x") == b"x"
 
 
 def test_a_newer_session_with_the_same_id_replaces_the_older(served: Served, devices: Devices) -> None:
     (older,) = devices.join(served.address)
-    (proxy,) = served.manager.get_participants(1, timeout=10)
+    (proxy,) = served.manager.get_participants(1, timeout=PATIENCE)
     with ThreadPoolExecutor(1) as threads:
         run = threads.submit(proxy.run, instruction("hold"))
-        assert older.holding.wait(10)
+        assert older.holding.wait(PATIENCE)
         devices.join(served.address)
         with pytest.raises(ParticipantLost):
-            run.result(10)
+            run.result(PATIENCE)
     eventually(lambda: older.ended is not None)
     assert older.ended is not None
     assert older.ended[0].name == "ALREADY_EXISTS"
-    (newer,) = served.manager.get_participants(1, timeout=10)
+    (newer,) = served.manager.get_participants(1, timeout=PATIENCE)
     assert newer is not proxy
     assert newer.echo(b"new") == b"new"
 
@@ -373,7 +382,7 @@ def test_malformed_bytes_end_the_stream_as_an_invalid_argument(served: Served, d
 
 def test_what_only_managers_may_send_is_refused(served: Served, devices: Devices) -> None:
     devices.join(served.address)
-    cohort = served.manager.get_participants(1, timeout=10)
+    cohort = served.manager.get_participants(1, timeout=PATIENCE)
     for message in (
         stream_pb2.ServerMessage(reconnect=stream_pb2.Reconnect()),
         stream_pb2.ServerMessage(cancel=stream_pb2.Cancel()),

@@ -7,7 +7,7 @@ import pytest
 from manager.limits import Limits
 from protos import stream_pb2
 from tests.process.conftest import Served
-from tests.support import Devices, instruction
+from tests.support import PATIENCE, Devices, instruction
 
 pytestmark = pytest.mark.usefixtures("coordinator")  # up before the first test, down after the last
 
@@ -26,9 +26,9 @@ def test_uploads_that_stall_leave_room_for_those_that_do_not(served: Served, dev
     slow = served.manager.get_participants(stalling, where={"kind": "stalling"}, timeout=20)
     swift = served.manager.get_participants(3, where={"kind": "swift"}, timeout=20)
     with slow.stream(instruction("raw", BEGINNING)) as answers:
-        outcome = swift.run(instruction("echo", bytes(UPLOAD)), timeout=30)
+        outcome = swift.run(instruction("echo", bytes(UPLOAD)), timeout=3 * PATIENCE)
         assert len(outcome.results) == 3, str(outcome)
-        reduced = swift.reduce(instruction("echo", bytes(UPLOAD)), timeout=30)
+        reduced = swift.reduce(instruction("echo", bytes(UPLOAD)), timeout=3 * PATIENCE)
         assert len(reduced.folded) == 3, str(reduced)
         assert answers.progress.answered == 0
 
@@ -39,8 +39,11 @@ def test_a_small_call_does_not_wait_for_a_large_one(served: Served, devices: Dev
     big, little = sorted(cohort, key=lambda proxy: proxy.id)
     assert (big.id, little.id) == (large.id, small.id)
     payload = bytes(64 * 1024 * 1024)
-    with cohort.stream({big: instruction("echo", payload)}) as answers:
+    with cohort.stream({big: instruction("hold", payload)}) as answers:
         for number in range(5):
             assert little.echo(b"%d" % number, timeout=20) == b"%d" % number
-        assert answers.progress.answered == 0, "the large call was over before the small ones"
+        assert answers.progress.answered == 0
+        large.release()
+        for number in range(5):  # while the answer is on its way, as a rule
+            assert little.echo(b"%d" % number, timeout=20) == b"%d" % number
         assert [message.result.payload == payload for _, message in answers] == [True]

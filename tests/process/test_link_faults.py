@@ -279,7 +279,7 @@ def test_nothing_is_lost_when_queues_are_full(
             router = link.workers._router._socket
             for worker in link.workers.workers:
                 refusals = 0
-                while refusals < 10:  # in a row: what the system itself holds for a socket must be full, too
+                while refusals < 50:  # in a row: what the system itself holds for a socket must be full, too
                     if send(router, [worker.identity, nothing]):
                         refusals = 0
                     else:

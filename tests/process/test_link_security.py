@@ -28,7 +28,15 @@ from coordinator.certs import make
 from manager.link_keys import coordinator_keys, worker_keys
 from tests.fuzz import live
 from tests.fuzz.strangers import LinkStranger, hello_of
-from tests.process.running import RunningCoordinator, kill, killed, link_endpoint, run, start_coordinator
+from tests.process.running import (
+    RunningCoordinator,
+    kill,
+    killed,
+    link_endpoint,
+    own_port,
+    run,
+    start_coordinator,
+)
 from tests.support import PATIENCE, Devices, eventually, instruction
 
 Options = Mapping[int, int | bytes]
@@ -205,7 +213,7 @@ def gone(
 ) -> Iterator[tuple[RunningCoordinator, list[str], list[dict[str, Any]]]]:
     """One with a participant per worker; the options to start it again with, and its workers."""
     options = ["--workers=2", "--orphan-grace=90", f"--run-dir={tmp_path / 'run'}", f"--link-keys={keys}"]
-    with killed(tmp_path / "first.log", *options, "--link=tcp://127.0.0.1:0") as first:
+    with killed(tmp_path / "first.log", *options, f"--link=tcp://127.0.0.1:{own_port()}") as first:
         devices.join(first.listen, 8)
         eventually(lambda: first.status()["participants"] == 8)
         before = first.status()["workers"]
@@ -233,14 +241,16 @@ def test_its_workers_wait_for_it_though_somebody_else_has_its_port_meanwhile(
         host, _, port = link_endpoint(tmp_path / "run").removeprefix("tcp://").rpartition(":")
         with contextlib.ExitStack() as stack:
             somebody = stack.enter_context(socket.create_server((host, int(port))))
-            for _ in before:
-                connection, _ = somebody.accept()
-                stack.enter_context(connection)
-                connection.sendall(greeting(b"NULL"))
-            eventually(
-                lambda: first.output.count(f"{host}:{port}: the peer uses no keys") == 2,
-                what="both workers' trouble",
-            )
+            somebody.setblocking(False)
+
+            def both_in_trouble() -> bool:
+                with contextlib.suppress(BlockingIOError):  # one may come again before the other comes at all
+                    connection, _ = somebody.accept()
+                    stack.enter_context(connection).sendall(greeting(b"NULL"))
+                said = f"{host}:{port}: the peer uses no keys"
+                return len({each["worker"] for each in first.records() if said in each["event"]}) == 2
+
+            eventually(both_in_trouble)
         with start_coordinator(tmp_path / "second.log", *options) as second:
             after = second.status()["workers"]
             assert [worker["pid"] for worker in after] == [worker["pid"] for worker in before]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -16,8 +15,8 @@ import psutil
 import pytest
 
 from coordinator import CoordinatorGone, connect
-from tests.process.running import RunningCoordinator, again, kill, killed, run, start_coordinator
-from tests.support import Devices, eventually, instruction
+from tests.process.running import RunningCoordinator, again, kill, killed, own_port, run, start_coordinator
+from tests.support import PATIENCE, Devices, eventually, instruction
 
 
 def pids(coordinator: RunningCoordinator) -> list[int]:
@@ -28,7 +27,8 @@ def pids(coordinator: RunningCoordinator) -> list[int]:
 def test_it_has_all_participants_back_and_no_stream_was_cut(
     tmp_path: Path, devices: Devices, ports: str
 ) -> None:
-    with killed(tmp_path / "first.log", "--workers=2", ports, f"--run-dir={tmp_path}/run") as first:
+    control = f"--control=127.0.0.1:{own_port()}"
+    with killed(tmp_path / "first.log", "--workers=2", ports, f"--run-dir={tmp_path}/run", control) as first:
         joined = devices.join(first.listen, 12)
         eventually(lambda: first.status()["participants"] == 12)
         before = pids(first)
@@ -38,9 +38,9 @@ def test_it_has_all_participants_back_and_no_stream_was_cut(
             "--workers=2",
             ports,
             f"--run-dir={tmp_path}/run",
-            f"--control={first.control}",
+            control,
         ) as second:
-            eventually(lambda: second.status()["participants"] == 12, timeout=4)
+            eventually(lambda: second.status()["participants"] == 12)
             assert second.listen == first.listen
             assert pids(second) == before
             assert [worker["incarnation"] for worker in second.status()["workers"]] == [1, 1]
@@ -57,7 +57,7 @@ def test_it_is_found_by_its_address_alone(tmp_path: Path, devices: Devices) -> N
         eventually(lambda: first.status()["participants"] == 2)
         kill(first)
         with start_coordinator(tmp_path / "second.log", "--workers=1", *again(first)) as second:
-            eventually(lambda: second.status()["participants"] == 2, timeout=4)
+            eventually(lambda: second.status()["participants"] == 2)
 
 
 def test_only_missing_workers_are_started(tmp_path: Path, devices: Devices) -> None:
@@ -68,8 +68,7 @@ def test_only_missing_workers_are_started(tmp_path: Path, devices: Devices) -> N
         kill(first)
         os.kill(before[1], signal.SIGKILL)
         with start_coordinator(tmp_path / "second.log", "--workers=3", *again(first)) as second:
-            status = second.status()
-            assert [worker["incarnation"] for worker in status["workers"]] == [1, 2, 1]
+            eventually(lambda: [w["incarnation"] for w in second.status()["workers"]] == [1, 2, 1])
             after = pids(second)
             assert (after[0], after[2]) == (before[0], before[2])
             assert after[1] != before[1]
@@ -81,7 +80,7 @@ def test_a_worker_that_is_wedged_by_then_is_replaced(tmp_path: Path, devices: De
         kill(first)
         os.kill(before[0], signal.SIGSTOP)
         with start_coordinator(tmp_path / "second.log", "--workers=2", *again(first)) as second:
-            assert [worker["incarnation"] for worker in second.status()["workers"]] == [2, 1]
+            eventually(lambda: [w["incarnation"] for w in second.status()["workers"]] == [2, 1])
             eventually(lambda: not psutil.pid_exists(before[0]))
 
 
@@ -120,7 +119,7 @@ def test_workers_with_other_settings_are_renewed_one_by_one(tmp_path: Path, devi
         with start_coordinator(
             tmp_path / "second.log", "--workers=2", *again(first), "--log-level=debug"
         ) as second:
-            eventually(lambda: [w["incarnation"] for w in second.status()["workers"]] == [2, 2])
+            eventually(lambda: [w["incarnation"] for w in second.status()["workers"]] == [2, 2], 3 * PATIENCE)
             eventually(lambda: [w["state"] for w in second.status()["workers"]] == ["up", "up"])
             assert not set(pids(second)) & set(before)
 
@@ -134,7 +133,7 @@ def test_workers_of_another_version_are_renewed(tmp_path: Path, devices: Devices
         with start_coordinator(
             tmp_path / "second.log", "--workers=1", *again(first), f"--run-dir={tmp_path}/run"
         ) as second:
-            eventually(lambda: [w["incarnation"] for w in second.status()["workers"]] == [2])
+            eventually(lambda: [w["incarnation"] for w in second.status()["workers"]] == [2], 3 * PATIENCE)
             eventually(lambda: [w["state"] for w in second.status()["workers"]] == ["up"])
             assert pids(second) != before
             assert "worker 0 is of another version; it is started again" in second.output
@@ -175,7 +174,7 @@ import sys
 from pathlib import Path
 from coordinator import Coordinator
 from tests.support import instruction
-options = {"run_dir": Path(sys.argv[2]), "log_level": "critical"}
+options = {"run_dir": Path(sys.argv[2]), "log_level": "critical", "liveness": 10.0}
 with Coordinator(workers=1, listen=sys.argv[1], **options) as coordinator:
     print(coordinator.listen, coordinator.status().workers[0].pid, flush=True)
     cohort = coordinator.get_participants(2, timeout=20)
@@ -236,8 +235,9 @@ def test_when_the_terminal_is_gone_everything_ends_as_if_it_were_asked_to(
 
 
 def test_workers_wait_for_the_next_coordinator_only_so_long(tmp_path: Path, devices: Devices) -> None:
-    with killed(tmp_path / "first.log", "--workers=2", "--orphan-grace=1.5") as first:
+    with killed(tmp_path / "first.log", "--workers=2", "--orphan-grace=6") as first:
         joined = devices.join(first.listen, 3)
+        eventually(lambda: first.status()["participants"] == 3)
         before = pids(first)
         kill(first)
         eventually(lambda: not any(psutil.pid_exists(pid) for pid in before))
@@ -250,7 +250,8 @@ def test_workers_wait_for_the_next_coordinator_only_so_long(tmp_path: Path, devi
 def test_while_workers_wait_another_coordinator_is_refused_their_port(tmp_path: Path) -> None:
     with killed(tmp_path / "first.log", "--workers=1", f"--run-dir={tmp_path}/run") as first:
         kill(first)
-        other = run("coordinator", "start", *again(first), "--workers=1", f"--run-dir={tmp_path}/other")
+        options = ["--control=127.0.0.1:0", "--workers=1", f"--run-dir={tmp_path}/other"]
+        other = run("coordinator", "start", *again(first), *options)
         assert other.returncode == 1
         assert other.stderr.startswith(f"Error: {first.listen} is in use by another process")
 
@@ -263,9 +264,7 @@ def test_a_garbled_record_is_as_good_as_none(tmp_path: Path) -> None:
         os.killpg(first.pid, signal.SIGKILL)
         first.popen.wait()
         (tmp_path / "run" / "state.json").write_text('{"workers": [{"index": "x"')
-        started_at = time.monotonic()
         second = stack.enter_context(
             start_coordinator(tmp_path / "second.log", "--workers=1", f"--run-dir={tmp_path}/run")
         )
-        assert time.monotonic() - started_at < 20
         assert second.status()["workers"][0]["state"] == "up"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from manager import AddressInUse, Server, create_participant_manager
 from manager.errors import Closed, MusterError
 from protos import stream_pb2
 from tests.process.conftest import Echo
+from tests.process.running import own_port
 from tests.support import Devices, eventually, instruction
 
 SERVER_SNIPPET = """
@@ -44,16 +44,8 @@ def do_something(message: stream_pb2.ServerMessage) -> stream_pb2.ParticipantMes
     return stream_pb2.ParticipantMessage(result=stream_pb2.Result(payload=payload[::-1]))
 
 
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def test_both_snippets_run_as_written(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MUSTER_LISTEN", f"127.0.0.1:{port}")
+def test_both_snippets_run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSTER_LISTEN", f"127.0.0.1:{own_port()}")
     server_side: dict[str, object] = {}
     exec(SERVER_SNIPPET.partition("participants = ")[0], server_side)  # noqa: S102 - our own text
     server = server_side["server"]
@@ -136,6 +128,6 @@ def test_a_script_that_forgets_to_stop_it_ends_all_the_same() -> None:
         "print(len(manager))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

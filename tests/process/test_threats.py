@@ -196,6 +196,7 @@ def test_a_stolen_token_is_worth_one_participants_place_until_it_is_revoked(
         eventually(lambda: "participant a connected again" in coordinator.output)
         tokens.revoke("a")
         assert ended(thief)[0] == "UNAUTHENTICATED"
+        eventually(lambda: coordinator.status()["participants"] == 1)
         assert echoes(coordinator, 1) == ["b"]
         assert other.ended is None
 
