@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from coordinator.control import CONTROL_OPTIONS
-from coordinator.control_address import ControlAddress, UnixAddress, is_local, parse
+from coordinator.control_address import ControlAddress, UnixAddress, is_local, parse, target
 from coordinator.errors import CredentialsError
 from protos.bearer import Metadata, Token, TokenError, bearer
 from protos.tls import SPEAKS_NO_TLS, TLS, WANTED, TLSError, diagnose
@@ -49,15 +49,15 @@ class Access:
         """A channel for asyncio. Raises CredentialsError."""
         credentials = self._credentials()
         if credentials is None:
-            return grpc.aio.insecure_channel(str(self), options=self._options)
-        return grpc.aio.secure_channel(str(self), credentials, options=self._options)
+            return grpc.aio.insecure_channel(target(self.address), options=self._options)
+        return grpc.aio.secure_channel(target(self.address), credentials, options=self._options)
 
     def blocking_channel(self) -> grpc.Channel:
         """One that blocks. Raises CredentialsError."""
         credentials = self._credentials()
         if credentials is None:
-            return grpc.insecure_channel(str(self), options=self._options)
-        return grpc.secure_channel(str(self), credentials, options=self._options)
+            return grpc.insecure_channel(target(self.address), options=self._options)
+        return grpc.secure_channel(target(self.address), credentials, options=self._options)
 
     @property
     def _options(self) -> list[tuple[str, int]]:

@@ -106,8 +106,11 @@ def make(
     try:
         hosts = list(dict.fromkeys(map(host, hosts)))
         participants = list(dict.fromkeys(map(identity, participants)))
+        place = directory(path)
+        if place != path.absolute():  # by links, which somebody could turn
+            path = place
         certs = Certs(path)
-        for place in (path, path / "participants", certs.link):
+        for place in (path / "participants", certs.link):
             directory(place)
         _keep_out_of_git(path)
         authority = _authority(certs)

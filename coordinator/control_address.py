@@ -18,7 +18,6 @@ class UnixAddress:
     path: Path
 
     def __str__(self) -> str:
-        """As gRPC takes it, too."""
         return f"{_SCHEME}{self.path}"
 
 
@@ -38,6 +37,16 @@ def parse(text: str) -> ControlAddress:
     if not path or path.endswith("/") or "\0" in path or path.startswith("//"):
         raise ValueError(f"{text!r}: write the path of a socket, as in unix:/run/muster/control.sock")
     return UnixAddress(Path(path).absolute())
+
+
+def target(address: ControlAddress) -> str:
+    """What gRPC calls it."""
+    return unix_target(address.path) if isinstance(address, UnixAddress) else str(address)
+
+
+def unix_target(path: Path) -> str:
+    """What gRPC calls a socket: it decodes paths as URLs."""
+    return f"{_SCHEME}{str(path).replace('%', '%25')}"
 
 
 def is_local(address: ControlAddress) -> bool:

@@ -16,6 +16,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from coordinator.control_address import unix_target
 from coordinator.private import NotPrivateError, lock, settled
 from manager.errors import StartError
 
@@ -72,7 +73,7 @@ class SocketPlace:
     @property
     def target(self) -> str:
         """What the server has to bind, in gRPC's words."""
-        return f"unix:{self._bound}"
+        return unix_target(self._bound)
 
     def settle(self) -> None:
         """Puts the socket that has been bound in its place. Raises StartError if that can't be."""

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from coordinator import cli
+from coordinator import certs, cli
 from coordinator.authority import Authority, Pair
 from coordinator.certs import (
     Certs,
@@ -158,6 +158,28 @@ def test_a_directory_that_others_can_enter_is_refused(path: Path) -> None:
 
 
 # What is kept, and what is made anew
+
+
+def test_keys_go_where_it_has_looked_though_a_link_on_the_way_is_turned(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way, elsewhere = tmp_path / "way", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "real").mkdir()
+    way.symlink_to(tmp_path / "real")
+    looked = certs.directory
+
+    def then_turned(place: Path) -> Path:
+        found = looked(place)
+        way.unlink()
+        way.symlink_to(elsewhere)
+        return found
+
+    monkeypatch.setattr(certs, "directory", then_turned)
+    made = make(way / "certs")
+    assert made.ca.key.is_file()
+    assert made.path == tmp_path / "real" / "certs"
+    assert not any(elsewhere.iterdir())
 
 
 def test_running_it_again_adds_participants_and_changes_nothing_else(path: Path) -> None:

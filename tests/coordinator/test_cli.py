@@ -17,8 +17,10 @@ from click.testing import CliRunner, Result
 from coordinator import cli, remote
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
 from manager import Security
+from manager import cli as manager_cli
 from manager.errors import StartError
 from manager.listen import CAN_SHARE_PORT, Address
+from participant_sdk import cli as participant_cli
 
 
 class Started:
@@ -353,6 +355,31 @@ def test_every_command_and_option_explains_itself(command: str | None) -> None:
     for parameter in found.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
+
+
+def commands(group: click.Group, *names: str) -> Iterator[tuple[list[str], click.Command]]:
+    """All that can be called, with the names by which it is."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+        else:
+            yield [*names, name], command
+
+
+@pytest.mark.parametrize("program", [cli.main, manager_cli.main, participant_cli.main])
+def test_no_option_takes_a_secret_and_no_help_shows_what_the_environment_says(program: click.Group) -> None:
+    """What is on a command line is in ``ps``: there are only names of files."""
+    told = {}
+    for names, command in commands(program):
+        for option in command.params:
+            if any(
+                word in str(option.name).split("_") for word in ("token", "tokens", "key", "keys", "cert")
+            ):
+                assert isinstance(option.type, click.Path | click.Tuple | type(click.BOOL)), option.name
+            told |= dict.fromkeys([f"MUSTER_{option.name}".upper(), str(option.envvar)], "canary")
+        result = CliRunner(env=told).invoke(program, [*names, "--help"])
+        assert result.exit_code == 0, result.output
+        assert "canary" not in result.output
 
 
 def test_help_waits_for_no_large_library() -> None:

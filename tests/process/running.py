@@ -18,6 +18,7 @@ from typing import IO, Any
 import grpc
 import psutil
 
+from coordinator.control_address import parse, target
 from coordinator.view import as_dict
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlStub
@@ -97,7 +98,7 @@ class RunningCoordinator(Process):
 
     def status(self) -> dict[str, Any]:
         """What ``coordinator status --json`` shows, without a process for each look."""
-        with grpc.insecure_channel(self.control) as channel:
+        with grpc.insecure_channel(target(parse(self.control))) as channel:
             status = ControlStub(channel).GetStatus(control_pb2.StatusRequest(), timeout=PATIENCE)
         return as_dict(status)
 

@@ -247,7 +247,7 @@ def test_tokens_that_can_not_be_read_are_a_sentence_before_anything_starts(tmp_p
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "control.sock"
+    return tmp_path / "100%25.sock"  # a name that nobody may decode
 
 
 def test_a_unix_socket_is_this_users_alone_and_serves_like_any_address(
@@ -260,7 +260,7 @@ def test_a_unix_socket_is_this_users_alone_and_serves_like_any_address(
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             devices.join(coordinator.listen, 2)
             monkeypatch.chdir(tmp_path)
-            with connect("unix:control.sock") as connection:
+            with connect(f"unix:{path.name}") as connection:
                 cohort = connection.get_participants(2, timeout=PATIENCE)
                 assert len(cohort.run(instruction("echo", bytes(2**20)), timeout=PATIENCE).results) == 2
             for command in ("status", "participants"):
