@@ -14,7 +14,7 @@ from typing import cast
 
 from coordinator.passing import Outgoing, received
 from coordinator.writer import MAX_BATCH_BYTES, MAX_ITEM_BYTES, BatchWriter
-from manager.backend import check_timeout
+from manager.arguments import check_timeout
 from manager.blobs import Blob, can_open
 from manager.call import Answer, Call, OutcomeKind
 from manager.dispatcher import Dispatcher

@@ -41,6 +41,7 @@ cohort.py         the participants that a caller got
 proxy.py          one participant
 outcome.py        what became of a call
 answers.py        its results one by one, as they arrive
+arguments.py      what callers may pass
 backend.py        what these need of whoever holds the participants
 errors.py         what can be caught
 **doing**

@@ -117,11 +117,17 @@ class AsyncAnswers(_Answers[A]):
 
     def __init__(self, proxies: Sequence[A], backend: Backend, start: Callable[[_Arrivals], Running]) -> None:
         super().__init__(Ends(), [])
+        self._call: Running | None = None
+        self._closed = False
         self._proxies = proxies
         self._backend = backend
         self._start = start
-        self._call: Running | None = None
-        self._closed = False
+
+    def __del__(self) -> None:
+        """Whoever leaves an ``async for`` without a block around it has nothing that could close this."""
+        if self._call is not None and not self._closed:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and so the call is over
+                self._loop.call_soon_threadsafe(self._backend.give_up_call, self._call)
 
     @property
     def progress(self) -> Progress:
@@ -132,6 +138,7 @@ class AsyncAnswers(_Answers[A]):
 
     def _begin(self) -> None:
         if self._call is None and not self._closed:
+            self._loop = asyncio.get_running_loop()
             self._arrivals = _Arrivals()
             self._call = self._start(self._arrivals)
 

@@ -133,18 +133,6 @@ class Backend(Protocol):
         ...
 
 
-def check_timeout(timeout: float | None) -> None:
-    """Raises ValueError for a timeout that is no length of time, TypeError for one that is no number."""
-    if timeout is None:
-        return
-    try:
-        sensible = timeout >= 0  # nor nan
-    except TypeError:
-        raise TypeError(f"timeout must be None or seconds, not {timeout!r}") from None
-    if not sensible:
-        raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
-
-
 def time_left(timeout: float | None, began: float) -> float | None:
     """What is left of a timeout that ``began`` then, in monotonic time.
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Self, TypeVar, overload
 
 from manager.answers import Answers, AsyncAnswers
-from manager.backend import Backend, Running, check_timeout, finish, time_left
+from manager.arguments import check_quorum, check_timeout, paired
+from manager.backend import Backend, Running, finish, time_left
 from manager.blobs import SHARE_SIZE, Payload
 from manager.loop import LoopThread
 from manager.members import Member
@@ -93,32 +94,14 @@ class _Cohort(Sequence[P], Generic[P]):
         instruction: Message | Mapping[P, Message] | Sequence[Message],
         timeout: float | None,
         quorum: int | None,
-    ) -> tuple[Sequence[P], list[Payload], float | None]:
-        """Who is asked, the payloads (one for all, or one for each), and what is left of the timeout."""
+    ) -> tuple[Sequence[P], list[Payload], float | None, int | None]:
+        """Who is asked, the payloads (one for all or each), what is left of the timeout, and the quorum."""
         check_timeout(timeout)
         began = time.monotonic()
-        if quorum is not None and quorum < 1:
-            raise ValueError(f"a quorum of {quorum} makes no sense; it must be at least 1")
-        if quorum is not None and quorum > len(self):
-            raise ValueError(f"a quorum of {quorum} can't be reached by {len(self)} participants")
-        proxies, messages = self._pair(instruction)
+        proxies, messages = paired(instruction, self._proxies)
+        quorum = check_quorum(quorum, len(proxies))
         payloads = [kept(message, self._backend) for message in messages]
-        return proxies, payloads, time_left(timeout, began)
-
-    def _pair(
-        self, instruction: Message | Mapping[P, Message] | Sequence[Message]
-    ) -> tuple[Sequence[P], Sequence[Message]]:
-        if isinstance(instruction, Message | str):
-            return self._proxies, [instruction]  # a str will be refused
-        if isinstance(instruction, Mapping):
-            known = set(self._proxies)
-            strangers = [proxy for proxy in instruction if proxy not in known]
-            if strangers:
-                raise ValueError(f"{strangers[0]!r} is not in this cohort")
-            return list(instruction), list(instruction.values())
-        if len(instruction) != len(self):
-            raise ValueError(f"{len(instruction)} instructions for {len(self)} participants")
-        return self._proxies, instruction
+        return proxies, payloads, time_left(timeout, began), quorum
 
     def _members(self, proxies: Sequence[P]) -> Sequence[Member]:
         """Those of the proxies; for the whole cohort with what its earlier calls have worked out."""
@@ -134,7 +117,7 @@ class _Cohort(Sequence[P], Generic[P]):
         timeout: float | None,
         quorum: int | None,
     ) -> AsyncAnswers[Any]:
-        proxies, payloads, left = self._prepare(instruction, timeout, quorum)
+        proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         return AsyncAnswers(
             proxies,
             self._backend,
@@ -162,7 +145,7 @@ class AsyncCohort(_Cohort[A]):
         progress: Callable[[Progress], object] | None = None,
     ) -> Outcome[A]:
         """Like Cohort.run. Cancelling the task gives the call up everywhere."""
-        proxies, payloads, left = self._prepare(instruction, timeout, quorum)
+        proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         call = self._backend.start_call(self._members(proxies), payloads, left, quorum)
         await finish(self._backend, call, _watch(call, progress))
         return build(proxies, call)
@@ -178,7 +161,7 @@ class AsyncCohort(_Cohort[A]):
     ) -> Reduced[A]:
         """Like Cohort.reduce. Cancelling the task gives the call up everywhere."""
         merging = make_reducer(reducer, options, (reducer,))
-        proxies, payloads, left = self._prepare(instruction, timeout, quorum)
+        proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         call = self._backend.start_call(
             self._members(proxies), payloads, left, quorum, Reduction(reducer, options)
         )
@@ -245,7 +228,7 @@ class Cohort(_Cohort[B]):
 
         Never raises for what participants do; the Outcome tells. Ctrl-C gives the call up everywhere.
         """
-        proxies, payloads, left = self._prepare(instruction, timeout, quorum)
+        proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         return build(proxies, self._wait(proxies, payloads, left, quorum, None, progress))
 
     def reduce(
@@ -278,7 +261,7 @@ class Cohort(_Cohort[B]):
         send can't be merged (a sum of integers that leaves 64 bits). Otherwise it is the Reduced that tells.
         """
         merging = make_reducer(reducer, options, (reducer,))
-        proxies, payloads, left = self._prepare(instruction, timeout, quorum)
+        proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         call = self._wait(proxies, payloads, left, quorum, Reduction(reducer, options), progress)
         return reduced(proxies, call, merging)
 
@@ -295,7 +278,8 @@ class Cohort(_Cohort[B]):
                     ...
             print(answers)
 
-        Leaving the block before the end gives the call up everywhere.
+        Leaving the block before the end gives the call up everywhere. Results that have not been fetched yet
+        wait in memory: at most one for each participant, as with ``run``.
         """
         return Answers(self._stream(instruction, timeout, quorum), self._loop)
 

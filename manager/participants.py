@@ -1,19 +1,19 @@
 """How callers ask for participants: ``get_participants`` and ``lease``, asyncio and blocking.
 
 Whoever gives access to participants (the single-process manager, the coordinator, an attached script)
-inherits one of the two classes and hands it a backend. Here arguments are checked and proxies are made, one
-per member (members.py), so that a subclass may keep state in them.
+inherits one of the two classes and hands it a backend. Proxies are made here, one per member (members.py), so
+that a subclass may keep state in them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import operator
 import threading
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any, Generic, cast
 
-from manager.backend import Acquired, Backend, check_timeout
+from manager.arguments import check_request
+from manager.backend import Acquired, Backend
 from manager.cohort import AsyncCohort, Cohort, Lease
 from manager.errors import Closed
 from manager.loop import LoopThread
@@ -38,7 +38,7 @@ class AsyncParticipants(Generic[A]):
         timeout: float | None = None,
     ) -> AsyncCohort[A]:
         """Like Participants.get_participants."""
-        minimum, maximum = _check(min_num_participants, max_num_participants, where, timeout)
+        minimum, maximum = check_request(min_num_participants, max_num_participants, where, timeout)
         acquired = await self._get_backend().acquire(
             minimum, maximum, dict(where or {}), timeout, exclusive=False
         )
@@ -48,7 +48,7 @@ class AsyncParticipants(Generic[A]):
         self, n: int, where: Mapping[str, str] | None = None, timeout: float | None = None
     ) -> LeaseRequest[A]:
         """Like Participants.lease; use ``async with manager.lease(n) as cohort`` or await it."""
-        n, _ = _check(n, None, where, timeout)
+        n, _ = check_request(n, None, where, timeout)
         return LeaseRequest(lambda: self._lease(n, dict(where or {}), timeout))
 
     async def _lease(self, n: int, where: Mapping[str, str], timeout: float | None) -> AsyncCohort[A]:
@@ -122,7 +122,7 @@ class Participants(Generic[B]):
         Raises:
             NotEnoughParticipants: fewer were there by the timeout; it says how many, and on which workers.
         """
-        minimum, maximum = _check(min_num_participants, max_num_participants, where, timeout)
+        minimum, maximum = check_request(min_num_participants, max_num_participants, where, timeout)
         acquired = self._loop.run(
             self._get_backend().acquire(minimum, maximum, dict(where or {}), timeout, exclusive=False)
         )
@@ -136,7 +136,7 @@ class Participants(Generic[B]):
         Use it as a context manager, or call ``release`` on the cohort. Blocks and raises like
         get_participants. A cohort that others got before may still be called by them.
         """
-        n, _ = _check(n, None, where, timeout)
+        n, _ = check_request(n, None, where, timeout)
         backend = self._get_backend()
         leased: list[Acquired] = []
 
@@ -183,29 +183,3 @@ def _made(proxy: object, kind: type[object]) -> object:
             f"most often it is a subclass of it"
         )
     return proxy
-
-
-def _check(
-    minimum: int, maximum: int | None, where: Mapping[str, str] | None, timeout: float | None
-) -> tuple[int, int | None]:
-    """The numbers as plain integers; NumPy's are welcome. Raises ValueError or TypeError for nonsense."""
-    minimum, maximum = _integer(minimum), None if maximum is None else _integer(maximum)
-    if maximum is not None and maximum < max(minimum, 1):
-        raise ValueError(
-            f"max_num_participants ({maximum}) must be at least 1 and min_num_participants ({minimum})"
-        )
-    check_timeout(timeout)
-    for key, value in (where or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"where must map strings to strings; got {key!r}: {value!r}")
-    return minimum, maximum
-
-
-def _integer(number: int) -> int:
-    try:
-        value = -1 if isinstance(number, bool) else operator.index(number)
-    except TypeError:
-        value = -1
-    if value < 0:
-        raise ValueError(f"the number of participants must be an integer of at least 0, not {number!r}")
-    return value

@@ -15,7 +15,8 @@ from typing import Any, cast
 
 from typing_extensions import TypeVar
 
-from manager.backend import Backend, check_timeout, finish, time_left
+from manager.arguments import check_timeout
+from manager.backend import Backend, finish, time_left
 from manager.blobs import SHARE_SIZE, Payload
 from manager.call import Answer, OutcomeKind
 from manager.errors import CallCancelled, CallTimeout, ParticipantFailed, ParticipantLost

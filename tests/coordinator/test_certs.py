@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from coordinator import certs, cli
+from coordinator import cli
 from coordinator.authority import Authority, Pair
 from coordinator.certs import (
     Certs,
@@ -27,6 +27,7 @@ from coordinator.certs import (
     participant_command,
     start_command,
 )
+from coordinator.private import directory
 from manager.link_keys import coordinator_keys, worker_keys
 
 
@@ -167,15 +168,14 @@ def test_keys_go_where_it_has_looked_though_a_link_on_the_way_is_turned(
     elsewhere.mkdir()
     (tmp_path / "real").mkdir()
     way.symlink_to(tmp_path / "real")
-    looked = certs.directory
 
     def then_turned(place: Path) -> Path:
-        found = looked(place)
+        found = directory(place)
         way.unlink()
         way.symlink_to(elsewhere)
         return found
 
-    monkeypatch.setattr(certs, "directory", then_turned)
+    monkeypatch.setattr("coordinator.certs.directory", then_turned)
     made = make(way / "certs")
     assert made.ca.key.is_file()
     assert made.path == tmp_path / "real" / "certs"

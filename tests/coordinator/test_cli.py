@@ -369,7 +369,7 @@ def commands(group: click.Group, *names: str) -> Iterator[tuple[list[str], click
 @pytest.mark.parametrize("program", [cli.main, manager_cli.main, participant_cli.main])
 def test_no_option_takes_a_secret_and_no_help_shows_what_the_environment_says(program: click.Group) -> None:
     """What is on a command line is in ``ps``: there are only names of files."""
-    told = {}
+    told: dict[str, str] = {}
     for names, command in commands(program):
         for option in command.params:
             if any(

@@ -31,6 +31,26 @@ def test_progress_ends_with_all(devices: Devices) -> None:
     asyncio.run(main())
 
 
+def test_breaking_out_of_a_loop_over_answers_gives_the_call_up(devices: Devices) -> None:
+    async def scenario() -> None:
+        async with aio.Coordinator[Echo](
+            workers=1, listen="127.0.0.1:0", log_level="critical"
+        ) as coordinator:
+            joined = await asyncio.to_thread(devices.join, coordinator.listen, 2)
+            cohort = await coordinator.get_participants(2, timeout=20)
+            messages = [instruction("hold" if n == 1 else "echo") for n in range(2)]
+            async for proxy, _ in cohort.stream(messages):
+                assert proxy is cohort[0]
+                holding = next(device for device in joined if device.id == cohort[1].id)
+                assert await asyncio.to_thread(holding.holding.wait, PATIENCE)
+                break
+            assert await asyncio.to_thread(holding.cancelled.wait, PATIENCE)
+            await until_nothing_is_left(coordinator)
+            holding.release()
+
+    asyncio.run(scenario())
+
+
 async def until_nothing_is_left(coordinator: aio.Coordinator[Echo]) -> None:
     """It learns by and by that a script has gone."""
     async with asyncio.timeout(PATIENCE):

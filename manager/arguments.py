@@ -1,0 +1,90 @@
+"""What callers may pass: checked where they pass it, so that a slip is a sentence in their own code.
+
+Numbers may be NumPy's. What doesn't fit raises TypeError or ValueError, with what was passed.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from protos import stream_pb2
+
+P = TypeVar("P")
+
+Message = stream_pb2.ServerMessage
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raises ValueError for a timeout that is no length of time, TypeError for one that is no number."""
+    if timeout is None:
+        return
+    try:
+        sensible = timeout >= 0  # nor nan
+    except TypeError:
+        raise TypeError(f"timeout must be None or seconds, not {timeout!r}") from None
+    if not sensible:
+        raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
+
+
+def check_request(
+    minimum: int, maximum: int | None, where: Mapping[str, str] | None, timeout: float | None
+) -> tuple[int, int | None]:
+    """How many participants somebody asks for, as plain integers."""
+    minimum = _count("the number of participants", minimum)
+    maximum = None if maximum is None else _count("the number of participants", maximum)
+    if maximum is not None and maximum < max(minimum, 1):
+        raise ValueError(
+            f"max_num_participants ({maximum}) must be at least 1 and min_num_participants ({minimum})"
+        )
+    check_timeout(timeout)
+    if not isinstance(where, Mapping | None):
+        raise TypeError(f"where must map names of attributes to values, not be {where!r}")
+    for key, value in (where or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"where must map strings to strings; got {key!r}: {value!r}")
+    return minimum, maximum
+
+
+def check_quorum(quorum: int | None, asked: int) -> int | None:
+    """How many results are enough, of so many that are asked for one; as a plain integer."""
+    if quorum is None:
+        return None
+    count = _count("a quorum", quorum, 1)
+    if count > asked:
+        raise ValueError(f"a quorum of {count} can't be reached by {asked} participants")
+    return count
+
+
+def paired(
+    instruction: Message | Mapping[P, Message] | Sequence[Message], proxies: Sequence[P]
+) -> tuple[Sequence[P], Sequence[Message]]:
+    """Who of the cohort is asked, and the messages: one for all, or one for each."""
+    if isinstance(instruction, Message):
+        return proxies, [instruction]
+    if isinstance(instruction, Mapping):
+        known = set(proxies)
+        strangers = [proxy for proxy in instruction if proxy not in known]
+        if strangers:
+            raise ValueError(f"{strangers[0]!r} is not in this cohort")
+        return list(instruction), list(instruction.values())
+    each: object = instruction
+    if isinstance(each, str | bytes) or not isinstance(each, Sequence):
+        raise TypeError(
+            f"run() sends a ServerMessage, such as instruction('train', ...), to all, or one to each in a "
+            f"list or a mapping by participant; not {type(instruction).__name__}"
+        )
+    if len(instruction) != len(proxies):
+        raise ValueError(f"{len(instruction)} instructions for {len(proxies)} participants")
+    return proxies, instruction
+
+
+def _count(what: str, number: int, least: int = 0) -> int:
+    try:
+        value = -1 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        value = -1
+    if value < least:
+        raise ValueError(f"{what} must be an integer of at least {least}, not {number!r}")
+    return value
