@@ -130,8 +130,8 @@ class Attachment:
                 "not_enough",
                 control_pb2.NotEnough(
                     id=acquire.id,
-                    matching=error.matching,
                     matching_by_worker=error.matching_by_worker,
+                    taken=error.taken,
                     pooled=error.pooled,
                     waited_seconds=error.waited,
                 ),

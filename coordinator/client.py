@@ -297,8 +297,8 @@ class Link:
                 request.future.set_exception(
                     NotEnoughParticipants(
                         asked=request.asked,
-                        matching=shortage.matching,
                         matching_by_worker=shortage.matching_by_worker,
+                        taken=shortage.taken,
                         pooled=shortage.pooled,
                         waited=shortage.waited_seconds,
                         where=request.where,

@@ -35,7 +35,8 @@ class NotEnoughParticipants(MusterError, TimeoutError):
         asked: the minimum that was asked for.
         matching: how many were free and matched ``where`` when the time ran out.
         matching_by_worker: the same by worker index (only workers that had any).
-        pooled: how many participants there were in all, leased ones included.
+        taken: how many more matched, but were leased by somebody, or (for a lease) at work.
+        pooled: how many participants there were in all.
         waited: seconds.
     """
 
@@ -43,15 +44,16 @@ class NotEnoughParticipants(MusterError, TimeoutError):
         self,
         *,
         asked: int,
-        matching: int,
         matching_by_worker: Mapping[int, int],
+        taken: int,
         pooled: int,
         waited: float,
         where: Mapping[str, str],
     ) -> None:
         self.asked = asked
-        self.matching = matching
+        self.matching = sum(matching_by_worker.values())
         self.matching_by_worker = dict(matching_by_worker)
+        self.taken = taken
         self.pooled = pooled
         self.waited = waited
         wanted = f"{asked} participants"
@@ -61,9 +63,10 @@ class NotEnoughParticipants(MusterError, TimeoutError):
             f"worker {worker}: {count}" for worker, count in sorted(matching_by_worker.items())
         )
         super().__init__(
-            f"asked for {wanted}; after {waited:.1f} s there were {matching}"
+            f"asked for {wanted}; after {waited:.1f} s there were {self.matching}"
             + (f" ({spread})" if spread else "")
-            + (f", of {pooled} pooled in all" if pooled != matching else "")
+            + (f" and {taken} that are leased or at work" if taken else "")
+            + (f", of {pooled} pooled in all" if pooled != self.matching else "")
         )
 
 

@@ -56,6 +56,7 @@ class Shortage:
 
     request: Request
     matching_by_worker: Mapping[int, int]
+    taken: int
     pooled: int
     waited: float
 
@@ -64,16 +65,12 @@ class Shortage:
         request = self.request
         return NotEnoughParticipants(
             asked=request.minimum,
-            matching=self.matching,
             matching_by_worker=self.matching_by_worker,
+            taken=self.taken,
             pooled=self.pooled,
             waited=self.waited,
             where=request.where,
         )
-
-    @property
-    def matching(self) -> int:
-        return sum(self.matching_by_worker.values())
 
 
 class Pool:
@@ -247,7 +244,8 @@ class Pool:
                 del self._waiting[request.id]
                 self._changed = True
                 by_worker = Counter(member.worker for member in self._eligible(request))
-                shortages.append(Shortage(request, by_worker, len(self), now - request.asked_at))
+                taken = len(self.matching(request.where)) - by_worker.total()
+                shortages.append(Shortage(request, by_worker, taken, len(self), now - request.asked_at))
         return shortages
 
     @property

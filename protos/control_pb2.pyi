@@ -726,12 +726,13 @@ class NotEnough(google.protobuf.message.Message):
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
     ID_FIELD_NUMBER: builtins.int
-    MATCHING_FIELD_NUMBER: builtins.int
+    TAKEN_FIELD_NUMBER: builtins.int
     MATCHING_BY_WORKER_FIELD_NUMBER: builtins.int
     POOLED_FIELD_NUMBER: builtins.int
     WAITED_SECONDS_FIELD_NUMBER: builtins.int
     id: builtins.int
-    matching: builtins.int
+    taken: builtins.int
+    """more that match, but are leased or, for a lease, at work"""
     pooled: builtins.int
     waited_seconds: builtins.float
     @property
@@ -740,12 +741,12 @@ class NotEnough(google.protobuf.message.Message):
         self,
         *,
         id: builtins.int = ...,
-        matching: builtins.int = ...,
+        taken: builtins.int = ...,
         matching_by_worker: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
         pooled: builtins.int = ...,
         waited_seconds: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "matching", b"matching", "matching_by_worker", b"matching_by_worker", "pooled", b"pooled", "waited_seconds", b"waited_seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "matching_by_worker", b"matching_by_worker", "pooled", b"pooled", "taken", b"taken", "waited_seconds", b"waited_seconds"]) -> None: ...
 
 Global___NotEnough: typing_extensions.TypeAlias = NotEnough
 

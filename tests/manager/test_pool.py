@@ -313,7 +313,7 @@ def test_a_shortage_says_who_was_there() -> None:
     (shortage,) = pool.expire(12.5)
     assert shortage.request is request
     assert shortage.matching_by_worker == {0: 2, 1: 1}
-    assert shortage.matching == 3
+    assert shortage.error().matching == 3
     assert shortage.pooled == 4
     assert shortage.waited == 2.5
 

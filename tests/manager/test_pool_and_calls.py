@@ -498,7 +498,7 @@ class Machine(RuleBasedStateMachine):
         available = [self.available(request) for request in due]
         shortages = self.pool.expire(self.now)
         assert [shortage.request for shortage in shortages] == due
-        assert [shortage.matching for shortage in shortages] == available
+        assert [shortage.error().matching for shortage in shortages] == available
         for shortage in shortages:
             assert shortage.pooled == len(self.pooled)
             assert shortage.waited == self.now - shortage.request.asked_at
