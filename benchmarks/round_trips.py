@@ -1,7 +1,8 @@
 """Round trips per second, and what they cost in CPU time: Muster beside the limit and the known design.
 
-Decides what is compared: the bare echo, a thread per stream, Muster with some numbers of workers in two
-modes. Only ratios within one run mean something. How candidates are compared is compare.py's.
+Decides what is compared: the bare echo, alone and as many of it as there are workers, a thread per stream,
+and Muster with some numbers of workers in three modes. Only ratios within one run mean something. How
+candidates are compared is compare.py's.
 
     python -m benchmarks.round_trips
     python -m benchmarks.round_trips --size 1000000 --participants 50
@@ -13,14 +14,30 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.compare import Candidate, add_options, as_json, module, muster, take_turns
-from benchmarks.measure import build_loadgen, print_table, write_results
+from benchmarks.compare import Candidate, Roles, add_options, as_json, module, muster, take_turns
+from benchmarks.measure import Bench, Child, build_loadgen, print_table, write_results
 
 MODES = ["awaited", "cohort", "reduce"]
 
 
 def baseline(name: str, path: str, *options: object, load: Sequence[object]) -> Candidate:
     return Candidate(name, lambda bench: module(bench, name, f"benchmarks.baselines.{path}", *options), load)
+
+
+def echoes(processes: int, *options: object, load: Sequence[object]) -> Candidate:
+    """Bare echoes on one port, each with its share of the connections, as workers have: several processes on
+    one machine cost more for each round trip than one alone, whatever they do."""
+    name = f"bare echo, {processes} processes"
+
+    def start(bench: Bench) -> tuple[Child, str, Roles]:
+        path = "benchmarks.baselines.bare_echo"
+        server, address, roles = module(bench, name, path, *options)
+        for _ in range(1, processes):
+            _, _, others = module(bench, name, path, *options, "--listen", address)
+            roles["server"] += others["server"]
+        return server, address, roles
+
+    return Candidate(name, start, load)
 
 
 def candidates(args: argparse.Namespace) -> list[Candidate]:
@@ -30,6 +47,7 @@ def candidates(args: argparse.Namespace) -> list[Candidate]:
     unchunked = (*load, "--chunk-size", 0)
     known = [
         baseline("bare echo", "bare_echo", *size, load=load),
+        *(echoes(workers, *size, load=load) for workers in args.workers if workers > 1),
         baseline("thread per stream", "thread_per_stream", *many, "--callers", args.callers, load=unchunked),
     ]
     for workers in args.workers:
