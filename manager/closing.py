@@ -70,8 +70,9 @@ class Closing:
         due = look.done()
         if self._connections.full:
             self._sparingly.warning("full", "%s", self._connections.full)
-        for reason, number in Counter(due.values()).items():
-            self._sparingly.warning(reason, "closed %d connections: %s", number, _WHY[reason])
+        for cause, number in Counter(due.values()).items():
+            say = self._sparingly.info if cause is Cause.IDLE_TIMEOUT else self._sparingly.warning
+            say(cause, "closed %d connections: %s", number, _WHY[cause])
         count = 0
         for descriptor, connection in found.items():
             if connection.id in due:

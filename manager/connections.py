@@ -1,14 +1,15 @@
 """Decides which connections of a worker are closed: those without a stream, if they are many or old. Sans-IO.
 
-gRPC closes connections on which nothing happens, but its clock starts anew with each stream, be it refused,
-and it has no limit for an address. So what is here counts are streams that were let in (crowds.py). Twice as
-many connections as streams are bearable from one address: participants that have been told to come back have
-not gone yet. Without a stream there may be a quarter of all that there may be, if that is less. Those who
-have waited for longest are closed first; who shows at last who it is, is new.
+gRPC could close those on which nothing happens, but its clock starts anew with each stream, be it refused,
+and it costs 2.6 KiB for each connection; for an address it has no limit at all. What is here counts are
+streams that were let in (crowds.py). Twice as many connections as streams are bearable from one address:
+participants that have been told to come back have not gone yet. Without a stream there may be a quarter of
+all that there may be, if that is less. Those who have waited for longest are closed first; who shows at last
+who it is, is new.
 
-How many gRPC has closed it tells nobody. What is gone at a look, after about as long as gRPC bears it, is
-taken for closed by it: an estimate. Those that it closes at once because there are too many aren't seen at
-all; that it does is said as ``full``.
+gRPC closes connections that make no handshake, or answer no ping, and tells nobody how many. What is gone at
+a look, after about as long as it bears that, is taken for closed by it: an estimate. Those that it closes at
+once because there are too many aren't seen at all; that it does is said as ``full``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,6 @@ from typing import Final
 from manager.crowds import Place
 from manager.limits import Limits
 from manager.refused import Cause, Refused
-
-PATIENCE: Final = 1.5
-"""Times ``idle_timeout``: gRPC, which says goodbye, is to be first where it closes a connection at all."""
 
 NEARLY: Final = 0.75
 """Of the time after which gRPC closes one. Who is gone after that, at a look, is counted as closed by it."""
@@ -48,10 +46,9 @@ class Connections:
         self.most = most
         self.most_of_one = 2 * limits.max_per_address
         self.most_waiting = min(self.most_of_one, max(1, most // _SHARE))
-        self.patience = PATIENCE * limits.idle_timeout
-        self.idle = NEARLY * limits.idle_timeout
+        self.patience = limits.idle_timeout
         silent = 1.5 * limits.keepalive  # a ping, and no answer
-        self.least = NEARLY * min(limits.idle_timeout, limits.handshake_timeout, silent)
+        self.least = NEARLY * min(limits.handshake_timeout, silent)
         self.since: dict[int, float] = {}  # seen without a stream since
         self.refused = refused
         self.full = ""
@@ -95,10 +92,7 @@ class Look:
         """All have been seen: those to close."""
         before, refused = self._all.since, self._all.refused
         for each in self._gone:
-            waited = self._now - before[each]
-            if waited >= self._all.idle:
-                refused[Cause.IDLE_TIMEOUT] += 1
-            elif waited >= self._all.least:
+            if self._now - before[each] >= self._all.least:
                 refused[Cause.HANDSHAKE_TIMEOUT] += 1
         due = dict.fromkeys(self._old, Cause.IDLE_TIMEOUT)
         for origin, candidates in self._waiting.items():

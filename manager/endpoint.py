@@ -18,7 +18,7 @@ from manager.gate import Gate
 from manager.limits import Limits
 from manager.listen import Address, addresses_of
 from manager.logs import keep_headers_out
-from manager.open_sockets import OpenSockets
+from manager.open_sockets import AVAILABLE, OpenSockets
 from manager.security import Security
 from manager.servicer import Servicer
 from manager.watched import keep_looking, troubles
@@ -53,14 +53,15 @@ _OPTIONS = {
 def server_options(limits: Limits) -> dict[str, int]:
     """gRPC's settings. Who is gone without a FIN is found in 1.5 times ``limits.keepalive``."""
     time = round(limits.keepalive * 1000)
+    # Connections without a stream; where they can be seen, connections.py closes them.
+    idle = {} if AVAILABLE else {"grpc.max_connection_idle_ms": round(limits.idle_timeout * 1000)}
     return {
         **_OPTIONS,
+        **idle,
         "grpc.keepalive_time_ms": time,
         "grpc.keepalive_timeout_ms": time // 2,
         "grpc.http2.ping_timeout_ms": time // 2,  # without it the other two find nobody in a minute
-        # Connections on which nothing is said take files, too: without a handshake, or without a stream.
         "grpc.server_handshake_timeout_ms": round(limits.handshake_timeout * 1000),
-        "grpc.max_connection_idle_ms": round(limits.idle_timeout * 1000),
         # Headers of a call. What gRPC refuses it tells nobody, so there is room for servicer.py to do it.
         "grpc.max_metadata_size": 2 * limits.max_metadata,
         "grpc.absolute_max_metadata_size": 2 * limits.max_metadata,

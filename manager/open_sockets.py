@@ -20,6 +20,9 @@ from manager.connections import Connection
 from manager.crowds import place_of
 
 _LIST: Final = "/proc/self/fd"
+AVAILABLE: Final = os.path.isdir(_LIST)  # noqa: PTH112 - as the list below
+"""Whether the system has it."""
+
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 SLICE: Final = 100

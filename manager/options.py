@@ -200,8 +200,8 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
             "type": click.FloatRange(0.1, 3600),
             "default": _DEFAULTS.idle_timeout,
             "metavar": "SECONDS",
-            "help": "For how long there may be a connection without a stream, or 1.5 times as long if its "
-            "streams are refused. Streams may be idle for ever.",
+            "help": "For how long there may be a connection without a stream that was let in. Streams may be "
+            "idle for ever.",
         },
     ),
     (
