@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--think-ms", type=float, default=5, help="of the busy ones, on average; 0: none")
     parser.add_argument("--source-addresses", type=int, default=1, help="127.0.0.x to connect from")
     parser.add_argument("--calm", type=float, default=3, help="seconds before the storm")
-    parser.add_argument("--settle", type=float, default=1, help="seconds that still count as storm")
+    parser.add_argument("--settle", type=float, default=5, help="seconds that still count as storm")
     parser.add_argument("--timeout", type=float, default=60, help="seconds until all must be pooled")
     args = parser.parse_args()
     try:

@@ -181,7 +181,7 @@ class Participant final : http2::Listener {
   }
 
   void reconnect(const wire::Reconnect& wanted) {
-    messages++, told++;
+    told++;
     come_back_to = wanted.address;
     backoff.reset();
     const double delay = wanted.delay_seconds;
