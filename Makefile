@@ -34,22 +34,23 @@ check: $(VENV)/.installed check-protos
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.round_trips
-	$(BIN)/python -m benchmarks.round_trips --size 1000000 --participants 50 --modes cohort reduce --workers 2
+	$(BIN)/python -m benchmarks.round_trips --participants 1000 --workers 1 --modes cohort
+	$(BIN)/python -m benchmarks.round_trips --participants 1000 --workers 2 --only Muster
+	$(BIN)/python -m benchmarks.round_trips --size 1000000 --participants 50 --modes cohort reduce
+	$(BIN)/python -m benchmarks.round_trips --size 1000000 --participants 200 --modes reduce
+	$(BIN)/python -m benchmarks.flower --workers 2
+	$(BIN)/python -m benchmarks.flower --workers 2 --size 1000000
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.idle_memory
 	$(BIN)/python -m benchmarks.reduce_memory --workers 2 --rounds 1
+	$(BIN)/python -m benchmarks.reduce_memory --workers 2 --rounds 1 --participants 50 --tensor-bytes 104857600
+	$(BIN)/python -m benchmarks.reduce_memory --workers 1 --participants 1 --tensor-bytes 1073741824
 	$(BIN)/python -m benchmarks.storm
 	$(BIN)/python -m benchmarks.churn
 	$(BIN)/python -m benchmarks.gather
+	$(BIN)/python -m benchmarks.tls
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.keepalive
-	$(BIN)/python -m benchmarks.tls
-	$(BIN)/python -m benchmarks.flower
-	$(BIN)/python -m benchmarks.flower --size 1000000
-
-format: $(VENV)/.installed
-	$(BIN)/ruff check --fix
-	$(BIN)/ruff format
 
 protos: .venv-protos/.installed
 	$(call generate,.)

@@ -142,7 +142,7 @@ class Bench:
         host, _, port = address.rpartition(":")
         command = [str(build_loadgen()), "--host", host, "--port", port, "--participants", str(participants)]
         child = self.start("load generator", [*command, *map(str, options)])
-        child.report(timeout=10)  # from now on it hears signals
+        child.report(timeout=60)  # from now on it hears signals; a message of 1 GiB takes a while to make
         return child
 
     def start(self, name: str, command: Sequence[str]) -> Child:

@@ -46,7 +46,7 @@ def measure(workers: int, args: argparse.Namespace) -> Report:
             seconds = time.monotonic() - began
         cpu = {role: cpu_seconds(pids) - cpu_before[role] for role, pids in roles.items()}
         peaks = {role: [peak_rss([pid]) for pid in pids] for role, pids in roles.items()}
-        end = counts(load)
+        end = counts(load, timeout=60)
         server.finish()
     if end["lost"]:
         raise MeasurementError(f"participants were lost: {end['ends']}")
