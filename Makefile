@@ -52,6 +52,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.keepalive
 
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
 protos: .venv-protos/.installed
 	$(call generate,.)
 
