@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from manager.members import Member
+
+STEP = 0.01
+"""Seconds that a LoopClock goes on at once: less than any interval at which these tests let things be looked
+at, so that no look comes late."""
+
+
+class LoopClock:
+    """The time of the loop that runs, from now on: it passes when a test says so, and not by itself."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._now = loop.time()
+        loop.time = lambda: self._now  # type: ignore[method-assign]
+
+    def jump(self, seconds: float) -> None:
+        """As if the process had been stopped for so long."""
+        self._now += seconds
+
+    async def passes(self, seconds: float) -> None:
+        """So much time, in which happens what is due."""
+        for _ in range(round(seconds / STEP)):
+            self.jump(STEP)
+            await settled()
+
+
+async def settled() -> None:
+    """Lets happen what is due."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 def make_member(

@@ -12,11 +12,12 @@ import pytest
 
 from manager.gate import Gate
 from manager.identity import Identity
-from manager.refusals import MOST_HEARD_OUT
+from manager.refusals import HEAR_OUT_TIME, MOST_HEARD_OUT
 from manager.refused import Cause
 from manager.tokens import added, make_token
+from tests.manager.support import LoopClock, settled
 from tests.manager.test_peer_certificate import certificate
-from tests.manager.test_servicer import Context, Served, on_a_loop, settled
+from tests.manager.test_servicer import Context, Served, on_a_loop
 
 A, B = make_token(b"a" * 32), make_token(b"b" * 32)
 ABSENT = "a token is needed, in the call's metadata: authorization: Bearer <token>"
@@ -78,10 +79,6 @@ class Guarded:
     def identities(self) -> list[Identity | None]:
         return [stream.identity for stream in self.servicer._open]
 
-    async def close_slowly(self) -> None:
-        """Waits until all streams have ended by themselves."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -142,14 +139,14 @@ async def test_strangers_are_refused_counted_and_forgotten(
 
 @on_a_loop
 async def test_those_who_say_nothing_are_soon_refused_and_few_of_them_are_waited_for(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path,
 ) -> None:
-    monkeypatch.setattr("manager.refusals.HEAR_OUT_TIME", 0.05)
+    clock = LoopClock()
     guarded = Guarded(file)
     peers = [await guarded.comes(says_something=False) for _ in range(MOST_HEARD_OUT + 5)]
     refused = (grpc.StatusCode.UNAUTHENTICATED, ABSENT)
     assert [peer.status == refused for peer in peers] == [False] * MOST_HEARD_OUT + [True] * 5
-    await guarded.close_slowly()
+    await clock.passes(HEAR_OUT_TIME + 0.1)
     assert all(peer.status == refused for peer in peers)
     again = await guarded.comes(says_something=False)
     assert again.status == (grpc.StatusCode.OK, ""), "there is room to wait for others"

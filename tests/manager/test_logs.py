@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from manager.logs import LOG_FORMATS, LogFormat, Sparingly, configure
+from tests.manager.support import LoopClock
 
 log = logging.getLogger("muster.test")
 
@@ -41,13 +42,13 @@ def test_of_each_kind_there_is_a_line_and_then_how_many_more(caplog: pytest.LogC
 
 def test_while_it_goes_on_there_is_a_line_per_interval(caplog: pytest.LogCaptureFixture) -> None:
     async def drip() -> None:
-        sparing = Sparingly(log)
+        clock, sparing = LoopClock(), Sparingly(log)
         for number in range(100):
             sparing.warning("breach", "ended %s", number)
-            await asyncio.sleep(0.01)
-        assert 3 <= len(caplog.messages) <= 8
-        while sparing._last:  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
+            await clock.passes(0.01)
+        assert 5 <= len(caplog.messages) <= 6, "one at once, and one per 0.2 s of the second that it took"
+        await clock.passes(0.5)
+        assert not sparing._last
         more = [int(message.split(" more")[0].split()[-1]) for message in caplog.messages[1:]]
         assert sum(more) + 1 == 100
 

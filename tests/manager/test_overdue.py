@@ -13,6 +13,7 @@ import pytest
 
 from manager.overdue import Overdue
 from manager.verdicts import EndReason, Verdict
+from tests.manager.support import LoopClock
 
 VERDICT = Verdict(EndReason.VIOLATION, grpc.StatusCode.UNAVAILABLE, "too late")
 
@@ -95,9 +96,11 @@ async def test_there_is_no_timer_when_nothing_is_expected() -> None:
 
 @on_a_loop
 async def test_time_in_which_this_process_was_away_does_not_count() -> None:
+    clock = LoopClock()
     overdue, stream = Overdue(), Stream()
     expect(overdue, stream, 0.3)
-    time.sleep(0.5)  # noqa: ASYNC251 - as if it had been stopped: nothing was read meanwhile
-    back = time.monotonic()
-    await stream.over.wait()
-    assert time.monotonic() - back > 0.2
+    clock.jump(0.5)  # nothing was read meanwhile
+    await clock.passes(0.25)
+    assert stream.verdict is None
+    await clock.passes(0.1)
+    assert stream.verdict == VERDICT

@@ -23,12 +23,13 @@ from manager.identity import Identity
 from manager.incoming import LEAST_CHUNK, MAX_HELLO
 from manager.limits import Limits
 from manager.refused import Cause
-from manager.servicer import Servicer
+from manager.servicer import SILENT_TIME, Servicer
 from manager.stream import Stream
-from manager.verdicts import EndReason
+from manager.verdicts import LEAVE_TIMEOUT, EndReason
 from protos import messages, stream_pb2
 from protos.chunks import CHUNK_SIZE, Pieces
 from protos.envelope import Kind
+from tests.manager.support import LoopClock, settled
 
 FILES = 1024
 LEAVE = stream_pb2.ParticipantMessage(leave=stream_pb2.Leave()).SerializeToString()
@@ -147,12 +148,12 @@ class Served:
         await asyncio.gather(*(each.task for each in self.participants), return_exceptions=True)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of those whose time is up; the others' must not be, however busy the machine is."""
     monkeypatch.setattr("manager.overdue.INTERVAL", 0.02)
     monkeypatch.setattr("manager.servicer.LEAVE_TIMEOUT", 0.2)
     monkeypatch.setattr("manager.servicer.CHUNK_TIMEOUT", 0.2)
-    monkeypatch.setattr("manager.servicer.SILENT_TIME", 0.1)
 
 
 def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -165,12 +166,6 @@ def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
         asyncio.run(limited())
 
     return run
-
-
-async def settled() -> None:
-    """Lets happen what is due."""
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 def chunk(data: bytes, total: int = 0) -> bytes:
@@ -236,17 +231,20 @@ async def test_more_than_may_join_per_second_are_told_to_come_back_one_after_the
 
 @on_a_loop
 async def test_where_there_is_no_room_for_a_stream_it_is_told_so_before_it_says_anything() -> None:
+    clock = LoopClock()
     served = Served(files=200, come_back=(3, 5))
     for _ in range(served.servicer._room.streams):
         served.participant()
     await settled()
     late = served.participant()
+    await clock.passes(LEAVE_TIMEOUT + 0.1)
+    assert late.task.done()
     code, text = await late.status()
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "as many as there may be" in text
     assert late.reconnect is not None
     assert 3 <= late.reconnect.delay_seconds <= 5
-    await asyncio.sleep(0.15)
+    await clock.passes(SILENT_TIME)
     first = served.participants[0]
     newcomer, _ = await served.joined()
     assert newcomer.reconnect is None
@@ -257,6 +255,7 @@ async def test_where_there_is_no_room_for_a_stream_it_is_told_so_before_it_says_
     assert not served.servicer._silent
 
 
+@pytest.mark.usefixtures("soon")
 @on_a_loop
 async def test_who_says_nothing_in_time_is_ended_and_counted_and_who_says_hello_may_be_idle() -> None:
     served = Served(hello_timeout=0.1)
@@ -442,6 +441,7 @@ async def test_whoever_drains_sends_participants_off_over_a_time_that_fits_their
 # Those who won't go, or stand still
 
 
+@pytest.mark.usefixtures("soon")
 @on_a_loop
 async def test_one_that_is_told_to_go_and_stays_is_cut_off() -> None:
     served = Served()
@@ -454,6 +454,7 @@ async def test_one_that_is_told_to_go_and_stays_is_cut_off() -> None:
     assert served.servicer.refused == {Cause.STAYED: 1}
 
 
+@pytest.mark.usefixtures("soon")
 @on_a_loop
 async def test_one_that_says_again_and_again_that_it_leaves_has_to_go_as_well() -> None:
     served = Served()
@@ -472,6 +473,7 @@ async def test_one_that_says_again_and_again_that_it_leaves_has_to_go_as_well() 
     assert served.sink.events[1:] == [("ended", stream.id, "LEFT")]
 
 
+@pytest.mark.usefixtures("soon")
 @on_a_loop
 async def test_half_a_message_and_then_silence_ends_the_stream_and_frees_what_came() -> None:
     served = Served()
@@ -491,8 +493,10 @@ async def test_half_a_message_and_then_silence_ends_the_stream_and_frees_what_ca
     assert served.servicer.refused == {Cause.STALLED: 1}
 
 
+@pytest.mark.usefixtures("soon")
 @on_a_loop
 async def test_a_slow_message_has_all_the_time_it_needs_as_long_as_it_moves() -> None:
+    clock = LoopClock()
     served = Served()
     participant, stream = await served.joined()
     stream.instruct(1, [INSTRUCTION])
@@ -500,10 +504,9 @@ async def test_a_slow_message_has_all_the_time_it_needs_as_long_as_it_moves() ->
     pieces = list(Pieces(data, stream_pb2.ParticipantMessage))
     for piece in pieces:
         participant.say(piece)
-        await asyncio.sleep(0.06)  # 0.5 s in all
-    await settled()
+        await clock.passes(0.15)  # much more in all than there may be between two of them
     assert served.sink.events[1:] == [("answered", stream.id, Kind.RESULT, data)]
-    await asyncio.sleep(0.4)  # idle for as long as it likes
+    await clock.passes(1.0)  # idle for as long as it likes
     assert not participant.task.done()
     assert len(served.servicer._overdue) == 0
     await served.close()
