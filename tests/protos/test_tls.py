@@ -314,6 +314,7 @@ def test_servers_that_answer_something_else(authority: Authority, answer: bytes,
         assert found is text if text is None else (found or "").startswith(text)
 
 
+@pytest.mark.timed
 def test_a_server_that_only_listens_costs_little_time(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
