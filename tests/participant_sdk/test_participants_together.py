@@ -123,9 +123,11 @@ def test_a_blocking_call_in_the_background_loop_is_refused_rather_than_hung() ->
 def test_many_blocking_runs_share_one_loop() -> None:
     participants = [Participant(str(number)) for number in range(4)]
     loops: set[str] = set()
+    everyone = threading.Barrier(4)
 
     async def script(peer: Peer) -> None:
         hello = (await peer.receive()).hello
+        await asyncio.to_thread(everyone.wait, PATIENCE)
         loops.update(thread.name for thread in threading.enumerate() if thread.name == "muster-loop")
         assert sum(thread.name == "muster-loop" for thread in threading.enumerate()) == 1
         participants[int(hello.participant_id)].stop()
