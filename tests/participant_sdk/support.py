@@ -223,7 +223,13 @@ class Running:
             raise self.error
 
 
-async def forever(peer: Peer) -> None:
+class Forever:
     """A script: takes the first message, and then waits until the stream is over."""
-    await peer.receive()
-    await asyncio.Event().wait()
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.receive()
+        self.began.set()
+        await asyncio.Event().wait()

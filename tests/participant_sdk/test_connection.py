@@ -28,7 +28,7 @@ from participant_sdk import (
 from protos import stream_pb2
 from protos.chunks import WHOLE_SIZE
 from protos.messages import instruction, result
-from tests.participant_sdk.support import PATIENCE, Peer, ScriptedCoordinator, forever
+from tests.participant_sdk.support import PATIENCE, Forever, Peer, ScriptedCoordinator
 
 EMPTY = stream_pb2.ParticipantMessage()
 
@@ -252,11 +252,14 @@ def test_nobody_there(connect: Open) -> None:
 
 
 def test_a_coordinator_that_dies(connect: Open) -> None:
+    forever = Forever()
+
     async def scenario() -> None:
         with ScriptedCoordinator(forever) as coordinator:
             async with connect(coordinator.address) as (consume, dispatch):
                 await dispatch(EMPTY)
                 waiting = asyncio.ensure_future(consume())
+                assert await asyncio.to_thread(forever.began.wait, PATIENCE)
                 await asyncio.to_thread(coordinator.kill)
                 with pytest.raises(ConnectionLost):
                     await waiting

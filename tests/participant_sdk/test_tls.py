@@ -26,11 +26,11 @@ from protos import stream_pb2
 from tests.certificates import FUTURE, PAST, Authority, Pair, server_credentials
 from tests.participant_sdk.support import (
     PATIENCE,
+    Forever,
     Make,
     Peer,
     Runs,
     ScriptedCoordinator,
-    forever,
     reconnect,
 )
 
@@ -381,11 +381,13 @@ def test_a_broken_connection_is_not_looked_into(
         raise AssertionError("it was connected")
 
     monkeypatch.setattr("participant_sdk.stream.diagnose", diagnose)
+    forever = Forever()
     with (
         ScriptedCoordinator(forever, credentials=server_credentials(server)) as coordinator,
         client.connection(coordinator.address, tls=TLS(authority.ca)) as (consume, dispatch),
     ):
         dispatch(EMPTY)
+        assert forever.began.wait(PATIENCE)
         killer = threading.Thread(target=coordinator.kill)
         killer.start()
         with pytest.raises(ConnectionLost, match="lost the coordinator"):
