@@ -62,7 +62,7 @@ def is_png(path: Path) -> bool:
 def _free_addresses(count: int) -> list[str]:
     """Ports below those that outgoing connections are given, so that none of them can take one before the
     coordinator does."""
-    found: list[str] = []
+    found: set[str] = set()
     while len(found) < count:
         address = ("127.0.0.1", random.randrange(20_000, 32_000))
         with socket.socket() as probe:
@@ -70,5 +70,5 @@ def _free_addresses(count: int) -> list[str]:
                 probe.bind(address)
             except OSError:
                 continue
-        found.append(f"{address[0]}:{address[1]}")
-    return found
+        found.add(f"{address[0]}:{address[1]}")
+    return list(found)
