@@ -6,12 +6,14 @@ times so that few come too soon and no herd returns together. Rather than drawin
 distribution, this keeps a book of the times it has given out, so that the bound holds for every second and
 not only on average. ``u`` is a random number from [0, 1), a new one each time; ``r`` is ``max_joins``.
 
-**Too fast.** A bucket of tokens, ``max(2, r)`` of them and ``r`` more per second; who joins takes one.
-Without a token, the newcomer gets the next free place in a queue with ``r`` places per second::
+**Too fast.** A bucket of tokens, ``max(2, 3 r)`` of them and ``r`` more per second; who joins takes one. (To
+send somebody away costs a worker more than to let it in: it has to connect once more. So the bucket is as
+large as what a worker can bear at once, and the rate counts where a herd is larger still.) Without a token,
+the newcomer gets the next free place in a queue with ``r`` places per second::
 
     place = max(place, now + 0.2) + 1 / r         delay = place - now + u / r
 
-so the last of a herd of *n* returns after about ``(n - r) / r`` seconds, and finds a token if nobody else
+so the last of a herd of *n* returns after about ``(n - 3 r) / r`` seconds, and finds a token if nobody else
 came meanwhile. (Others do come, for participants that return may get to any worker; who is too early once
 more gets another place.) Those who have a place and have not returned are counted, because the place is a
 point in time.
@@ -39,6 +41,9 @@ from collections.abc import Callable
 from typing import Final
 
 from manager.refused import Cause, Refused
+
+BURST_TIME: Final = 3.0
+"""Seconds' worth of newcomers that may join at once, if none have come for as long."""
 
 LEAST_DELAY: Final = 0.2
 """Seconds before which nobody is told to come back: a connection must be closed and made anew."""
@@ -80,7 +85,7 @@ class Admission:
         self._rate = max_joins
         self._low, self._high = come_back
         self._random = random
-        self._burst = max(2.0, max_joins)
+        self._burst = max(2.0, BURST_TIME * max_joins)
         self._tokens = self._burst
         self._filled_at = now
         self._place = now  # the last one that was given out

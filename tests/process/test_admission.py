@@ -109,14 +109,14 @@ def status_of(coordinator: RunningCoordinator) -> Iterator[Callable[[], control_
 def test_a_herd_settles_no_faster_than_allowed_and_nobody_is_refused(
     tmp_path: Path, devices: Devices
 ) -> None:
-    with start_coordinator(tmp_path / "log", "--workers=1", "--max-joins=50") as coordinator:
+    with start_coordinator(tmp_path / "log", "--workers=1", "--max-joins=20") as coordinator:
         since = time.monotonic()
-        with herd(devices, coordinator.listen, 300) as coming, status_of(coordinator) as status:
+        with herd(devices, coordinator.listen, 160) as coming, status_of(coordinator) as status:
 
             def settled() -> bool:
                 there = status().participants
-                assert there <= 50 + 50 * (time.monotonic() - since), "more joined than may"
-                return there == 300
+                assert there <= 60 + 20 * (time.monotonic() - since), "more joined than may"
+                return there == 160
 
             eventually(settled, timeout=3 * PATIENCE)
             took = time.monotonic() - since
