@@ -120,9 +120,9 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
             "type": click.FloatRange(0.1),
             "default": _DEFAULTS.max_joins,
             "metavar": "N",
-            "help": "Participants that may join a worker per second; three times as many at once after a quiet "
-            "time. When more come, they are told to come back at times that fit, so that a herd settles and "
-            "nobody is refused.",
+            "help": "Participants that may join a worker per second; after a quiet time three times as many. "
+            "When more come, they are told to come back at times that fit, so that a herd settles and nobody "
+            "is refused.",
         },
     ),
     (
