@@ -30,6 +30,9 @@ _LOOK: Final = 64 * 1024
 _DOT: Final = 8 * 1024
 """Up to this many elements finiteness is seen from a dot product: OpenBLAS starts no threads for so few."""
 
+_COPIED: Final = 8 * 1024 * 1024
+"""Bytes of an array up to which a copy is no matter."""
+
 NOT_FINITE: Final = "holds NaN or infinity"
 
 
@@ -208,12 +211,18 @@ def is_finite(array: Array) -> bool:
         if math.isfinite(flat.dot(flat)):
             return True
         return bool(np.isfinite(flat).all())
-    found = np.empty(min(flat.size, _LOOK), np.bool_)
+    summed = flat.dtype.itemsize >= 4  # likewise; of others the sum overflows nearly always
     for start in range(0, flat.size, _LOOK):
         block = flat[start : start + _LOOK]
-        if not np.isfinite(block, out=found[: block.size]).all():
+        if not (summed and math.isfinite(np.add.reduce(block))) and not np.isfinite(block).all():
             return False
     return True
+
+
+def aligned(array: Array) -> Array:
+    """The array, or a copy: what comes out of a message may begin at any byte, and then each step takes NumPy
+    twice as long."""
+    return array if array.flags.aligned or array.nbytes > _COPIED else array.copy()
 
 
 def _extremes(array: Array) -> tuple[int, int]:

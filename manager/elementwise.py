@@ -36,7 +36,7 @@ from typing import Any, ClassVar, Final, NoReturn
 
 import numpy as np
 
-from manager.accumulators import Accumulator, Array, DType, Extreme, FloatSum, IntSum, Scratch, Shape
+from manager.accumulators import Accumulator, Array, DType, Extreme, FloatSum, IntSum, Scratch, Shape, aligned
 from manager.contributions import (
     Contribution,
     RefusedError,
@@ -88,7 +88,7 @@ class _Elementwise(Reducer):
         total_weight = self._weight + weight
         if not (self._lightest <= weight <= self._heaviest and total_weight <= _LARGEST):
             raise RefusedError(self._weight_refusal(weight))
-        arrays = contribution.tensors
+        arrays = {name: aligned(array) for name, array in contribution.tensors.items()}
         if self._count:
             tensors = self._tensors
             if len(tensors) != len(arrays):

@@ -337,14 +337,34 @@ def test_nan_and_infinity_are_found_anywhere(name: str, size: int, bad: float, d
     for position in {0, size // 2, size - 1}:
         array = np.ones(size, dtype)
         array[position] = bad
-        with pytest.raises(RefusedError, match=r"^tensor 'x' holds NaN or infinity$"):
-            new(name).fold(contribution(x=array))
+        for there in (array, unaligned(array)):
+            with pytest.raises(RefusedError, match=r"^tensor 'x' holds NaN or infinity$"):
+                new(name).fold(contribution(x=there))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_the_largest_floats_are_no_infinity(dtype: str) -> None:
-    largest = np.full(5, np.finfo(dtype).max, dtype)
+@pytest.mark.parametrize("size", [5, 70_000])
+def test_the_largest_floats_are_no_infinity(size: int, dtype: str) -> None:
+    largest = np.full(size, np.finfo(dtype).max, dtype)
     assert np.isfinite(reduced("mean", [[contribution(x=largest)]]).tensors["x"]).all()
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, "i4", "i8"])
+@pytest.mark.parametrize("size", [0, 3, 70_000, 2_500_000])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_arrays_may_begin_at_any_byte(name: str, size: int, dtype: str) -> None:
+    array = (np.arange(size) % 1000).astype(dtype)
+    there = unaligned(array)
+    expected = reduced(name, [[contribution(2.0, x=array), contribution(3.0, x=array)]])
+    found = reduced(name, [[contribution(2.0, x=there), contribution(3.0, x=there)]])
+    np.testing.assert_array_equal(found.tensors["x"], expected.tensors["x"])
+
+
+def unaligned(array: Array) -> Array:
+    """The same numbers, from a byte on where NumPy wouldn't put them."""
+    there = np.frombuffer(bytearray(1 + array.nbytes), array.dtype, offset=1)
+    np.copyto(there, array)
+    return there
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
