@@ -119,7 +119,7 @@ class Connecting(Generic[A]):
 def connect(
     address: str,
     participant_proxy_factory: Callable[[Handle], A] | None = None,
-    timeout: float = 10.0,
+    timeout: float | None = 10.0,
     *,
     tls: TLS | bool | None = None,
     token: Token | None = None,

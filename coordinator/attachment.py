@@ -111,7 +111,7 @@ class Attachment:
         maximum = acquire.max_participants if acquire.HasField("max_participants") else None
         if acquire.id in self._requests or acquire.id in self._leases:
             raise ValueError(f"request {acquire.id} exists already")
-        if maximum is not None and maximum < max(acquire.min_participants, 1):
+        if maximum is not None and maximum < max(acquire.min_participants, 0 if acquire.lease else 1):
             raise ValueError(f"request {acquire.id}: a maximum of {maximum} participants")
         timeout = _timeout(acquire)
         task = asyncio.ensure_future(self._acquire(acquire, maximum, timeout))

@@ -23,10 +23,11 @@ from coordinator.errors import CoordinatorGone, CredentialsError
 from coordinator.passing import Outgoing, received
 from coordinator.pending import PendingCall, PendingRequest
 from coordinator.writer import MAX_ITEM_BYTES, BatchWriter
+from manager.arguments import check_timeout
 from manager.backend import Acquired, Listener, Running, check_size
 from manager.blobs import Blob, Payload, Sample, can_open, share
 from manager.call import Answer, OutcomeKind
-from manager.errors import Closed, MusterError, NotEnoughParticipants, ReductionError
+from manager.errors import Closed, MusterError, ReductionError
 from manager.members import Member
 from manager.shares import Reduction
 from protos import control_pb2
@@ -37,6 +38,8 @@ log = logging.getLogger("muster.control")
 
 STATUS_TIMEOUT = 5.0
 """Seconds that the coordinator gets to answer a question about its status."""
+
+FOREVER = 1e8  # seconds: three years
 
 RETRY_INTERVAL = 0.2
 """Seconds between two attempts to attach to a coordinator that may still be on its way up."""
@@ -61,14 +64,13 @@ class Link:
         self._sample = Sample()
         self._outgoing = Outgoing()
         self._coordinator_pid = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def open(self, timeout: float) -> None:
-        """Attaches, as soon as somebody answers there.
-
-        Raises CoordinatorGone if nobody has within ``timeout`` seconds, or at once if it can't be;
-        CredentialsError at once.
-        """
-        deadline = time.monotonic() + timeout
+    async def open(self, timeout: float | None) -> None:
+        """Attaches, as soon as somebody answers there; see coordinator.connect for what it raises."""
+        check_timeout(timeout)
+        self._loop = asyncio.get_running_loop()
+        deadline = time.monotonic() + (FOREVER if timeout is None else min(timeout, FOREVER))
         while True:
             status = await self._attach(max(0.1, deadline - time.monotonic()))
             if status is None:
@@ -245,6 +247,8 @@ class Link:
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("this connection is of another event loop; connect anew in this one")
         if self._draining:
             raise self._drains()
 
@@ -292,18 +296,8 @@ class Link:
             if request is not None and not request.future.done():
                 request.future.set_result(Acquired(granted.id, members))
         for shortage in batch.not_enough:
-            request = self._requests.get(shortage.id)
-            if request is not None and not request.future.done():
-                request.future.set_exception(
-                    NotEnoughParticipants(
-                        asked=request.asked,
-                        matching_by_worker=shortage.matching_by_worker,
-                        taken=shortage.taken,
-                        pooled=shortage.pooled,
-                        waited=shortage.waited_seconds,
-                        where=request.where,
-                    )
-                )
+            if (request := self._requests.get(shortage.id)) is not None:
+                request.fails(shortage)
         for advanced in batch.advanced:
             if (call := self._calls.get(advanced.call)) is not None:
                 call.folded += advanced.answered
@@ -378,6 +372,8 @@ class Link:
         if self._error is not None:
             return
         self._error = error
+        for member in self._members.values():
+            member.gone = True
         self._writer.close()
         for request in self._requests.values():
             if not request.future.done():

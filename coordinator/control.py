@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Protocol
 
@@ -27,12 +28,17 @@ from coordinator.unix_socket import SocketPlace
 from coordinator.writer import BatchWriter
 from manager.blobs import Sample
 from manager.certificates import Certificates
+from manager.closing import Closing
+from manager.connections import Connections
+from manager.crowds import Crowds
 from manager.dispatcher import Dispatcher
 from manager.errors import AddressInUse, Closed, StartError
 from manager.gate import read_tokens
-from manager.listen import Address, probe
+from manager.listen import Address, addresses_of, probe
 from manager.logs import keep_headers_out
 from manager.members import Member
+from manager.open_sockets import OpenSockets
+from manager.refused import Refused
 from manager.watched import keep_looking, troubles
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
@@ -59,6 +65,7 @@ class Subject(Protocol):
 class _Servicer(ControlServicer):
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
+        self.crowds = Crowds(1)  # where scripts are; how many there may be others say
         self._dispatcher = subject.dispatcher
         self._sample = Sample()
         self.attachments: dict[int, Attachment] = {}
@@ -137,13 +144,15 @@ class _Servicer(ControlServicer):
                             f"{len(self.attachments)} scripts are attached, as many as --max-scripts allows",
                         )
                     self.attachments[number] = attachment
+                    self.crowds.enter(context.peer())
                     await context.write(attachment.greet(batch))
                 try:
                     attachment.handle(batch)
                 except ValueError as error:
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
-            self.attachments.pop(number, None)
+            if self.attachments.pop(number, None) is not None:
+                self.crowds.leave(context.peer())
             attachment.close()
 
     def gone(self, member: Member) -> None:
@@ -204,7 +213,10 @@ class ControlServer:
         self._gate: ControlGate | None = None
         self._certificates: Certificates | None = None
         self._place: SocketPlace | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing: Closing | None = None
+        self.closed: Refused = Counter()
+        """Connections that were closed, or cut off, by cause."""
         self.address = ""
         subject.dispatcher.on_ended = self._servicer.gone
 
@@ -219,8 +231,8 @@ class ControlServer:
 
     @property
     def troubles(self) -> list[str]:
-        """What is wrong with files of certificates and tokens, a sentence each."""
-        return troubles(self._certificates, self._gate)
+        """What is wrong with files of certificates and tokens, or with connections, a sentence each."""
+        return troubles(self._certificates, self._gate, self._closing)
 
     async def start(self, address: ControlAddress) -> None:
         """Raises AddressInUse or StartError if it can't listen there, or its files can't be used."""
@@ -249,7 +261,14 @@ class ControlServer:
         await server.start()
         self._server = server
         if self._gate is not None or self._certificates is not None:
-            self._watching = asyncio.create_task(keep_looking(self._look))
+            self._tasks.append(asyncio.create_task(keep_looking(self._look)))
+        if isinstance(address, Address):
+            most = settings.max_scripts + VISITORS
+            connections = Connections(settings.limits, most, self.closed, " to the control address")
+            port = Address.parse(self.address).port
+            sockets = OpenSockets(port, await asyncio.to_thread(addresses_of, address))
+            self._closing = Closing(connections, sockets, self._servicer.crowds.at)
+            self._tasks.append(asyncio.create_task(self._closing.run()))
 
     def _listen(self, server: grpc.aio.Server, address: Address) -> str:
         # Not reserved: what scripts that were attached before have left in TIME_WAIT would be in the way.
@@ -276,8 +295,8 @@ class ControlServer:
             attachment.drain()
 
     async def stop(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._server is not None:
             await self._server.stop(0)
         if self._place is not None:

@@ -28,7 +28,7 @@ def parse(text: str) -> ControlAddress:
     """Reads ``host:port``, ``[ipv6]:port`` or ``unix:PATH``. Raises ValueError with a sentence."""
     if not isinstance(text, str) or not text.startswith(_SCHEME):
         try:
-            return Address.parse(text)
+            return Address.parse(text, "127.0.0.1:50050")
         except ValueError as error:
             raise ValueError(f"{error}; or unix:PATH for a socket") from None
     path = text.removeprefix(_SCHEME)

@@ -155,7 +155,7 @@ class Connection(Participants[B]):
 def connect(
     address: str,
     participant_proxy_factory: Callable[[Handle], B] | None = None,
-    timeout: float = 10.0,
+    timeout: float | None = 10.0,
     *,
     tls: TLS | bool | None = None,
     token: Token | None = None,
@@ -167,7 +167,8 @@ def connect(
     itself, or the Path of a file that holds it.
 
     Returns a Connection; close it, or use it as a context manager. Raises CoordinatorGone if no coordinator
-    answers within ``timeout`` seconds, and CredentialsError if TLS or the token is in the way.
+    answers within ``timeout`` seconds (None: it waits for ever), and CredentialsError, at once, if TLS or the
+    token is in the way.
     """
     access = Access.of(address, tls, token)
     loop = LoopThread("muster-connection")

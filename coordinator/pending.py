@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from manager.backend import Acquired, Listener
 from manager.blobs import Payload
 from manager.call import Answer
+from manager.errors import NotEnoughParticipants
+from protos import control_pb2
 
 
 @dataclass(slots=True)
@@ -16,6 +18,19 @@ class PendingRequest:
     future: asyncio.Future[Acquired]
     asked: int
     where: Mapping[str, str]
+
+    def fails(self, shortage: control_pb2.NotEnough) -> None:
+        """Its time is up."""
+        if not self.future.done():
+            error = NotEnoughParticipants(
+                asked=self.asked,
+                matching_by_worker=shortage.matching_by_worker,
+                taken=shortage.taken,
+                pooled=shortage.pooled,
+                waited=shortage.waited_seconds,
+                where=self.where,
+            )
+            self.future.set_exception(error)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ import os
 import secrets
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import cast
@@ -250,7 +251,7 @@ class RunningCoordinator:
             rss_bytes=resident_bytes(),
             moving=pool.moving,
             draining=dispatcher.draining,
-            refused=self.workers.refused,
+            refused=self.workers.refused + (Counter() if self._control is None else self._control.closed),
             troubles=self._troubles(),
             refused_scripts=self._control.refused if self._control is not None else 0,
             link_errors=self.workers.link_errors,

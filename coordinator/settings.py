@@ -13,6 +13,7 @@ from manager.limits import Limits
 from manager.listen import CAN_SHARE_PORT, Address
 from manager.logs import LOG_FORMATS, LOG_LEVELS
 from manager.security import Security
+from manager.typed import check_types
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEFAULT_CONTROL = "127.0.0.1:50050"
@@ -25,7 +26,10 @@ def default_workers() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Times are in seconds."""
+    """Times are in seconds.
+
+    Raises ValueError for what makes no sense, and TypeError for what isn't of a field's type.
+    """
 
     workers: int = field(default_factory=default_workers)
     listen: Address = field(default_factory=lambda: Address.parse(DEFAULT_LISTEN))
@@ -50,6 +54,7 @@ class Settings:
     log_format: str = "console"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
         for name in ("max_participants", "max_scripts"):

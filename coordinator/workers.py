@@ -55,8 +55,6 @@ class Workers:
         self._sparingly = Sparingly(log)
         self._sample = Sample()
         keys = None if settings.link_keys is None else coordinator_keys(settings.link_keys)
-        self._router = Router(settings.link, run_dir.socket, self._on_message, keys)
-        self.endpoint = self._router.endpoint
         self.workers = [Worker(index, self._new_downlink(index, 0)) for index in range(settings.workers)]
         self._transport = LinkTransport(self.workers, self._transmit)
         self.dispatcher = Dispatcher(self._transport, first_tag=epoch)
@@ -78,6 +76,8 @@ class Workers:
             now=time.monotonic(),
         )
         self._balance = Balance()
+        self._router = Router(settings.link, run_dir.socket, self._on_message, keys)
+        self.endpoint = self._router.endpoint
 
     def open(self) -> None:
         """Begins to listen to workers, and to watch them."""

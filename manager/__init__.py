@@ -42,6 +42,7 @@ proxy.py          one participant
 outcome.py        what became of a call
 answers.py        its results one by one, as they arrive
 arguments.py      what callers may pass
+typed.py          settings checked against the types of their fields
 backend.py        what these need of whoever holds the participants
 errors.py         what can be caught
 **doing**

@@ -6,7 +6,8 @@ Numbers may be NumPy's. What doesn't fit raises TypeError or ValueError, with wh
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import TypeVar
 
 from protos import stream_pb2
@@ -20,10 +21,10 @@ def check_timeout(timeout: float | None) -> None:
     """Raises ValueError for a timeout that is no length of time, TypeError for one that is no number."""
     if timeout is None:
         return
-    try:
-        sensible = timeout >= 0  # nor nan
-    except TypeError:
-        raise TypeError(f"timeout must be None or seconds, not {timeout!r}") from None
+    number: object = timeout
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise TypeError(f"timeout must be None or seconds, not {timeout!r}")
+    sensible = timeout >= 0  # nor nan
     if not sensible:
         raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
 
@@ -32,6 +33,8 @@ def check_request(
     minimum: int, maximum: int | None, where: Mapping[str, str] | None, timeout: float | None
 ) -> tuple[int, int | None]:
     """How many participants somebody asks for, as plain integers."""
+    if isinstance(minimum, Mapping) or isinstance(maximum, Mapping):
+        raise TypeError("attributes go to where=, as in get_participants(5, where={'region': 'eu'})")
     minimum = _count("the number of participants", minimum)
     maximum = None if maximum is None else _count("the number of participants", maximum)
     if maximum is not None and maximum < max(minimum, 1):
@@ -67,8 +70,9 @@ def paired(
         known = set(proxies)
         strangers = [proxy for proxy in instruction if proxy not in known]
         if strangers:
-            raise ValueError(f"{strangers[0]!r} is not in this cohort")
-        return list(instruction), list(instruction.values())
+            hint = "; the keys are participants, not their ids" if isinstance(strangers[0], str) else ""
+            raise ValueError(f"{strangers[0]!r} is not in this cohort{hint}")
+        return list(instruction), _each(list(instruction.values()))
     each: object = instruction
     if isinstance(each, str | bytes) or not isinstance(each, Sequence):
         raise TypeError(
@@ -77,7 +81,40 @@ def paired(
         )
     if len(instruction) != len(proxies):
         raise ValueError(f"{len(instruction)} instructions for {len(proxies)} participants")
-    return proxies, instruction
+    return proxies, _each(instruction)
+
+
+def _each(messages: Sequence[Message]) -> Sequence[Message]:
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Message):
+            raise TypeError(
+                f"run() sends a ServerMessage to each, but number {number} of {len(messages)} is of type "
+                f"{type(message).__name__}"
+            )
+    return messages
+
+
+def check_progress(progress: Callable[..., object] | None) -> None:
+    """Raises TypeError if it can't be called: once the call has ended its results would be lost."""
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function that takes a Progress, not {progress!r}")
+
+
+def check_factory(factory: Callable[..., object] | None) -> None:
+    """Raises TypeError for a participant_proxy_factory that makes nothing."""
+    if factory is not None and not callable(factory):
+        raise TypeError(
+            f"participant_proxy_factory must be a subclass of ParticipantProxy, or a function that makes "
+            f"one, not {factory!r}"
+        )
+
+
+def check_sample(k: int, size: int) -> int:
+    """How many of so many participants are to be chosen, as a plain integer."""
+    k = _count("a sample", k)
+    if k > size:
+        raise ValueError(f"can't sample {k} of {size} participants")
+    return k
 
 
 def _count(what: str, number: int, least: int = 0) -> int:

@@ -72,7 +72,7 @@ class Closing:
             self._sparingly.warning("full", "%s", self._connections.full)
         for cause, number in Counter(due.values()).items():
             say = self._sparingly.info if cause is Cause.IDLE_TIMEOUT else self._sparingly.warning
-            say(cause, "closed %d connections: %s", number, _WHY[cause])
+            say(cause, "closed %d connections%s: %s", number, self._connections.where, _WHY[cause])
         count = 0
         for descriptor, connection in found.items():
             if connection.id in due:

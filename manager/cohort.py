@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Self, TypeVar, overload
 
 from manager.answers import Answers, AsyncAnswers
-from manager.arguments import check_quorum, check_timeout, paired
+from manager.arguments import check_progress, check_quorum, check_sample, check_timeout, paired
 from manager.backend import Backend, Running, finish, time_left
 from manager.blobs import SHARE_SIZE, Payload
 from manager.loop import LoopThread
@@ -82,8 +82,7 @@ class _Cohort(Sequence[P], Generic[P]):
 
         A part of a leased cohort shares its lease. Raises ValueError if there are fewer than ``k``.
         """
-        if k > len(self):
-            raise ValueError(f"can't sample {k} of {len(self)} participants")
+        k = check_sample(k, len(self))
         return self._part(random.Random(seed).sample(self._proxies, k))  # noqa: S311 - not for secrets
 
     def _part(self, proxies: Sequence[P]) -> Self:
@@ -145,6 +144,7 @@ class AsyncCohort(_Cohort[A]):
         progress: Callable[[Progress], object] | None = None,
     ) -> Outcome[A]:
         """Like Cohort.run. Cancelling the task gives the call up everywhere."""
+        check_progress(progress)
         proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         call = self._backend.start_call(self._members(proxies), payloads, left, quorum)
         await finish(self._backend, call, _watch(call, progress))
@@ -160,6 +160,7 @@ class AsyncCohort(_Cohort[A]):
         **options: Plain,
     ) -> Reduced[A]:
         """Like Cohort.reduce. Cancelling the task gives the call up everywhere."""
+        check_progress(progress)
         merging = make_reducer(reducer, options, (reducer,))
         proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         call = self._backend.start_call(
@@ -228,6 +229,7 @@ class Cohort(_Cohort[B]):
 
         Never raises for what participants do; the Outcome tells. Ctrl-C gives the call up everywhere.
         """
+        check_progress(progress)
         proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         return build(proxies, self._wait(proxies, payloads, left, quorum, None, progress))
 
@@ -260,6 +262,7 @@ class Cohort(_Cohort[B]):
         Raises ValueError for a reducer or an option that doesn't exist, ReductionError if what the workers
         send can't be merged (a sum of integers that leaves 64 bits). Otherwise it is the Reduced that tells.
         """
+        check_progress(progress)
         merging = make_reducer(reducer, options, (reducer,))
         proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         call = self._wait(proxies, payloads, left, quorum, Reduction(reducer, options), progress)
@@ -278,7 +281,8 @@ class Cohort(_Cohort[B]):
                     ...
             print(answers)
 
-        Leaving the block before the end gives the call up everywhere. Results that have not been fetched yet
+        Leaving the block before the end gives the call up everywhere, and so does leaving the loop where
+        there is no block and nothing else holds the answers. Results that have not been fetched yet
         wait in memory: at most one for each participant, as with ``run``.
         """
         return Answers(self._stream(instruction, timeout, quorum), self._loop)

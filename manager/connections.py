@@ -41,9 +41,10 @@ class Connection:
 class Connections:
     """What was seen of a worker's connections."""
 
-    def __init__(self, limits: Limits, most: int, refused: Refused) -> None:
-        """``most``: as many as gRPC keeps. Counts in ``refused``."""
+    def __init__(self, limits: Limits, most: int, refused: Refused, where: str = "") -> None:
+        """``most``: as many as gRPC keeps. Counts in ``refused``. ``where``: for log lines."""
         self.most = most
+        self.where = where
         self.most_of_one = 2 * limits.max_per_address
         self.most_waiting = min(self.most_of_one, max(1, most // _SHARE))
         self.patience = limits.idle_timeout
@@ -114,7 +115,8 @@ class Look:
     def _full(self) -> str:
         if self._total < FULL * self._all.most:
             return ""
-        text = f"there are {self._total} connections, as many as there may be: newcomers are cut off"
+        text = f"there are {self._total} connections{self._all.where}, as many as there may be: newcomers are"
+        text += " cut off"
         (origin, number), *_ = self._number.most_common(1) or [("", 0)]
         if 2 * number > self._total:
             text += f" ({number} of them are from {origin})"

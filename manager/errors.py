@@ -126,6 +126,7 @@ class AddressInUse(StartError):
 
     def __init__(self, address: str) -> None:
         super().__init__(
-            f"{address} is in use by another process: another coordinator, or the workers of one that was "
-            f"killed, which end by themselves within half a minute; stop it, wait, or take another port"
+            f"{address} is in use already: by another coordinator (perhaps of this very process), or the "
+            f"workers of one that was killed, which end by themselves within half a minute; stop it, wait, "
+            f"or take another port"
         )

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from manager.typed import check_types
+
 LEAST_MESSAGE: Final = 4 * 1024**2
 """What each side of a stream has to accept in any case (PROTOCOL.md A.0) …"""
 
@@ -44,7 +46,7 @@ MORE_FILES: Final = (
 class Limits:
     """For each worker. Times are in seconds, sizes in bytes.
 
-    Raises ValueError for what makes no sense.
+    Raises ValueError for what makes no sense, and TypeError for what isn't of a field's type.
     """
 
     max_per_worker: int | None = None  # participants; None: as many as it may open files for
@@ -61,6 +63,7 @@ class Limits:
     max_metadata: int = 8 * 1024  # all of a stream's headers
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.max_per_worker is not None and self.max_per_worker < 1:
             raise ValueError(f"max_per_worker must be at least 1, not {self.max_per_worker}")
         if self.max_per_address < 1:

@@ -41,19 +41,20 @@ class Address:
             return self.host.lower() == "localhost"
 
     @classmethod
-    def parse(cls, text: str) -> Address:
-        """Reads ``host:port`` or ``[ipv6]:port``. Raises ValueError with a sentence for the person."""
+    def parse(cls, text: str, example: str = "127.0.0.1:50051") -> Address:
+        """Reads ``host:port`` or ``[ipv6]:port``. Raises ValueError with a sentence for the person, and an
+        example."""
         if not isinstance(text, str):
-            raise TypeError(f"an address is text like 127.0.0.1:50051, not {text!r}")
+            raise TypeError(f"an address is text like {example}, not {text!r}")
         if "://" in text:
-            raise ValueError(f"{text!r}: write host:port alone, as in 127.0.0.1:50051")
+            raise ValueError(f"{text!r}: write host:port alone, as in {example}")
         host, colon, port = text.strip().rpartition(":")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
         elif ":" in host:
             raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in [::1]:50051")
         if not colon or not host:
-            raise ValueError(f"{text!r} is not an address; write host:port, as in 127.0.0.1:50051")
+            raise ValueError(f"{text!r} is not an address; write host:port, as in {example}")
         if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
             raise ValueError(f"{text!r}: the port must be a number from 0 to 65535")
         return cls(host, int(port))

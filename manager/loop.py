@@ -82,7 +82,9 @@ class LoopThread:
         with self._lock:
             if self._closing:
                 coroutine.close()
-                raise Closed("this has been closed already; make a new one")
+                raise Closed(
+                    "this manager, coordinator or connection has been closed already; make a new one"
+                )
             self._loop.call_soon_threadsafe(start)
         try:
             while not gate.acquire(timeout=_TICK if watch is None else WATCH_INTERVAL):

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any, Generic, cast
 
-from manager.arguments import check_request
+from manager.arguments import check_factory, check_request
 from manager.backend import Acquired, Backend
 from manager.cohort import AsyncCohort, Cohort, Lease
 from manager.errors import Closed
@@ -25,6 +25,7 @@ class AsyncParticipants(Generic[A]):
     """get_participants and lease, for asyncio."""
 
     def __init__(self, participant_proxy_factory: Callable[[Handle], A] | None = None) -> None:
+        check_factory(participant_proxy_factory)
         self._factory = participant_proxy_factory or cast(Callable[[Handle], A], AsyncParticipantProxy)
 
     def _get_backend(self) -> Backend:
@@ -94,6 +95,7 @@ class Participants(Generic[B]):
     """get_participants and lease, for blocking code."""
 
     def __init__(self, participant_proxy_factory: Callable[[Handle], B] | None, loop: LoopThread) -> None:
+        check_factory(participant_proxy_factory)
         self._factory = participant_proxy_factory or cast(Callable[[Handle], B], ParticipantProxy)
         self._loop = loop
         self._making = threading.Lock()
@@ -182,4 +184,6 @@ def _made(proxy: object, kind: type[object]) -> object:
             f"participant_proxy_factory must return a {kind.__name__}, not {type(proxy).__name__}; "
             f"most often it is a subclass of it"
         )
+    if not hasattr(proxy, "_backend"):
+        raise TypeError(f"{type(proxy).__name__}.__init__ must call super().__init__(handle)")
     return proxy

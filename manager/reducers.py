@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
@@ -106,6 +107,11 @@ def make_reducer(name: str, options: Mapping[str, Plain], allowed: Collection[st
     Raises ValueError, which says what to do about it, if there is none of this name, the path isn't allowed
     or leads to no reducer, or the options make no sense to it.
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"a reducer is named, as in reducer='mean', or by the import path of your own, "
+            f"reducer='package.module:Class' (which coordinator start --reducer allows); not {name!r}"
+        )
     path = BUILT_IN.get(name)
     if path is None:
         if ":" not in name:
@@ -131,6 +137,15 @@ def check_allowed(paths: Iterable[str]) -> None:
         _load(path)
 
 
+def _described(error: Exception) -> str:
+    """With where it was raised, if that isn't in its text."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return text
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{text} ({where.filename}, line {where.lineno})"
+
+
 @functools.cache
 def _load(path: str) -> type[Reducer]:
     module_name, _, class_name = path.partition(":")
@@ -139,7 +154,7 @@ def _load(path: str) -> type[Reducer]:
     try:
         module = import_module(module_name)
     except Exception as error:  # whatever the module does when it is imported
-        raise ValueError(f"reducer {path!r} can't be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(f"reducer {path!r} can't be imported: {_described(error)}") from error
     reducer = getattr(module, class_name, None)
     if reducer is None:
         raise ValueError(f"reducer {path!r}: module {module_name} has no {class_name}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from manager.errors import StartError
 from manager.listen import Address
+from manager.typed import check_types
 
 _ENCRYPT = (
     "give --tls-cert and --tls-key (`coordinator certs` makes some to begin with), or --insecure if that is "
@@ -33,6 +34,7 @@ class Security:
     insecure: bool = False  # plaintext may be served on any address
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("tls_cert", "tls_key", "tls_client_ca", "tokens"):
             file = getattr(self, name)
             if file is not None:
@@ -57,7 +59,16 @@ class Security:
 
     def warning(self, listen: Address) -> str | None:
         """What a person should know who has asked for it."""
-        if not self.insecure or self._is_private(listen):
+        if listen.is_loopback:
+            return None
+        if self.tls_cert is not None:
+            if self.tokens is not None or self.tls_client_ca is not None:
+                return None
+            return (
+                f"participants at {listen} need neither a token (--tokens) nor a certificate "
+                f"(--tls-client-ca): whoever can reach it can take part, and take any participant's place"
+            )
+        if not self.insecure:
             return None
         who = (
             "whoever can reach it can take part and take any participant's place"

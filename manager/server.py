@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Self
 
+from manager.arguments import check_factory
 from manager.backend import Backend
 from manager.blobs import Blob, Payload
 from manager.call import Call, Send
@@ -249,6 +250,9 @@ def create_participant_manager(
             be used, or this process may open too few files for the limits.
         ValueError: a reducer can't be imported.
     """
+    if isinstance(reducers, str):
+        raise TypeError(f"reducers must be a list of import paths, not {reducers!r}")
+    check_factory(participant_proxy_factory)
     check_allowed(reducers)
     limits, files = limits or Limits(), allow_many_files()
     try:

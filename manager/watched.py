@@ -53,6 +53,7 @@ class Watched(Generic[T]):
                 return False
         self._restless = 0
         if stamps == self._taken:
+            self.trouble = ""  # they are back as they were
             return False
         try:
             self.value = self._read()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from participant_sdk.base import BaseParticipant
+
+_HERE: Final = Path(__file__).parent
 
 
 class AppError(Exception):
@@ -48,6 +52,22 @@ def load_app(app: str) -> list[BaseParticipant]:
     if not participants:
         raise AppError(f"{app!r} is an empty list of participants")
     return participants
+
+
+def own_traceback(error: Exception) -> str:
+    """What a module has raised while it was imported, from its own first line on."""
+    trace = error.__traceback__
+    while trace is not None and _is_not_the_apps(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))
+
+
+def _is_not_the_apps(file: str) -> bool:
+    return (
+        file.startswith("<frozen ")
+        or Path(file).parent == Path(__file__).parent
+        or file == importlib.__file__
+    )
 
 
 def _import(name: str) -> object:

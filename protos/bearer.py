@@ -17,6 +17,9 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 _TOKEN: Final = re.compile(r"[!-~]{1,4096}")
 """What gRPC sends unchanged, and servers take in. A private key or a list of tokens is nothing like this."""
 
+_MUSTERS: Final = re.compile(r"(.*/)?muster_[A-Za-z0-9_-]{40,}")
+"""A token of `coordinator tokens`, most likely given in the wrong place: it must not be shown."""
+
 
 class TokenError(ValueError):
     """A token can't be read, or can't be one. The text says why, in one sentence."""
@@ -34,6 +37,10 @@ def bearer(token: Token | None) -> Metadata:
     else:
         from pathlib import Path  # most clients begin without
 
+        if _MUSTERS.fullmatch(os.fspath(token)):
+            raise TokenError(
+                "what is given as the name of a file that holds a token looks like a token itself"
+            )
         where = f"what is in {os.fspath(token)}"
         try:
             text = Path(token).read_text(encoding="ascii", errors="replace").strip()

@@ -7,6 +7,7 @@ they may be sent, is PROTOCOL.md's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, Final, TypeAlias
 
 from protos import stream_pb2
@@ -56,6 +57,8 @@ def instruction(
 
     Raises ScalarError for a ``config`` value and tensors.TensorError for an array that can't be sent.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"an instruction's name is a str, such as 'train', not {name!r}")
     message = stream_pb2.ServerMessage(
         instruction=stream_pb2.Instruction(name=name, config=to_scalars(config or {}))
     )
@@ -78,6 +81,9 @@ def result(
 
     Raises ScalarError for a ``metrics`` value and tensors.TensorError for an array that can't be sent.
     """
+    number: object = weight
+    if not isinstance(number, Real):
+        raise TypeError(f"a result's weight is a number, not {weight!r}")
     message = stream_pb2.ParticipantMessage(
         result=stream_pb2.Result(status=status, metrics=to_scalars(metrics or {}), weight=weight)
     )
@@ -101,6 +107,11 @@ def to_scalars(values: Mapping[str, Any]) -> dict[str, stream_pb2.Scalar]:
     NumPy scalars, and arrays and tensors without dimensions, count as the Python value they hold.
     Raises ScalarError for all else.
     """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"config and metrics map names to values; got {values!r}")
+    for name in values:
+        if not isinstance(name, str):
+            raise TypeError(f"the names in config and metrics are str, not {name!r}")
     return {name: _to_scalar(name, value) for name, value in values.items()}
 
 
@@ -146,6 +157,7 @@ def _fill(part: stream_pb2.Instruction | stream_pb2.Result, tensors: Tensors | N
         for name, array in tensors.items():
             fill_tensor(part.tensors.add(), name, array)
     elif tensors is not None:
-        if not all(isinstance(tensor, stream_pb2.Tensor) for tensor in tensors):
+        ready = list(tensors)
+        if not all(isinstance(tensor, stream_pb2.Tensor) for tensor in ready):
             raise TypeError("tensors must be a dict of names to arrays, or a sequence of Tensors")
-        part.tensors.extend(tensors)
+        part.tensors.extend(ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,14 @@ def test_who_asks_for_it_is_told_what_it_means() -> None:
     with_tokens = Security(insecure=True, tokens="/t").warning(EVERYWHERE)
     assert with_tokens is not None
     assert "tokens of participants are there to be copied" in with_tokens
-    assert Security(**TLS, insecure=True).warning(EVERYWHERE) is None
+    assert Security(**TLS, tokens="/t", insecure=True).warning(EVERYWHERE) is None
+
+
+def test_encryption_alone_keeps_nobody_out_and_that_is_said() -> None:
+    words = r"0\.0\.0\.0:1 need neither a token \(--tokens\) nor a certificate \(--tls-client-ca\): whoever"
+    assert re.search(words, Security(**TLS).warning(EVERYWHERE) or "")
+    assert Security(**TLS, tokens="/t").warning(EVERYWHERE) is None
+    assert Security(**TLS, tls_client_ca="/ca").warning(EVERYWHERE) is None
 
 
 def test_files_are_named_absolutely_but_links_are_left_alone(

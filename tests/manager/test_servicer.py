@@ -217,10 +217,10 @@ async def test_when_one_leaves_there_is_room_for_another() -> None:
 @on_a_loop
 async def test_more_than_may_join_per_second_are_told_to_come_back_one_after_the_other() -> None:
     served = Served(max_joins=5)
-    for _ in range(20):
+    for _ in range(15 + 15):
         served.participant().say(b"")
     await settled()
-    assert len(served.servicer.streams) == 5
+    assert len(served.servicer.streams) == 15
     delays = [each.reconnect.delay_seconds for each in served.participants if each.reconnect is not None]
     assert len(delays) == 15
     assert delays == sorted(delays)
@@ -249,6 +249,7 @@ async def test_where_there_is_no_room_for_a_stream_it_is_told_so_before_it_says_
     newcomer, _ = await served.joined()
     assert newcomer.reconnect is None
     assert (await first.status())[0] is grpc.StatusCode.UNAVAILABLE, "it said nothing, and kept others out"
+    assert served.servicer.refused[Cause.SILENT] == 1
     assert not any(each.task.done() for each in served.participants[1:-2])
     await served.close()
     assert not served.servicer._open
@@ -531,6 +532,13 @@ async def test_an_answer_that_is_too_large_is_a_failure_that_says_so_and_is_not_
     assert (failure.code, failure.text) == (stream_pb2.Failure.RESOURCE_EXHAUSTED, text)
     assert ended == ("ended", stream.id, "VIOLATION")
     assert served.servicer._spool.free == free
+    assert served.servicer.refused == {Cause.MAX_MESSAGE: 1}
+
+
+@on_a_loop
+async def test_answers_have_the_memory_and_the_disk_that_they_may_have() -> None:
+    served = Served(upload_memory=2 * MiB, upload_disk=3 * MiB)
+    assert (served.servicer._spool.free, served.servicer._spool._disk) == (2 * MiB, 3 * MiB)
 
 
 @on_a_loop

@@ -118,6 +118,16 @@ def test_a_file_that_is_gone_is_said_and_missed_no_longer_when_it_is_back(
     assert [files.watched.look(), files.watched.look()] == [False, True]
 
 
+def test_a_trouble_is_over_when_the_very_file_is_back(files: Files) -> None:
+    file = files.paths[0]
+    file.rename(file.with_name("away"))
+    assert not any(files.watched.look() for _ in range(5))
+    assert troubles(files.watched) != []
+    file.with_name("away").rename(file)
+    assert not any(files.watched.look() for _ in range(5))
+    assert troubles(files.watched) == []
+
+
 def test_a_file_that_never_stays_the_same_is_taken_all_the_same(files: Files) -> None:
     for number in range(MOST_PATIENCE - 1):
         for which in range(2):

@@ -142,8 +142,12 @@ def test_one_id_can_not_name_several() -> None:
 
 def test_an_app_that_fails_by_itself_shows_its_own_error() -> None:
     outcome = start("broken_app:participant")
-    assert isinstance(outcome.exception, ModuleNotFoundError)
-    assert "nothing_of_this_name" in str(outcome.exception)
+    assert outcome.exit_code == 1
+    first, where, *_, error, last = outcome.stderr.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert "broken_app.py" in where, "nothing of what came before it"
+    assert "nothing_of_this_name" in error
+    assert last == "Error: --app broken_app:participant can't be imported"
 
 
 def test_the_help_names_every_variable() -> None:

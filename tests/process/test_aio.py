@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from coordinator import aio
+from coordinator import Coordinator, aio
 from manager.errors import CallTimeout, NotEnoughParticipants, ParticipantLost
 from manager.outcome import Progress
 from tests.support import PATIENCE, Devices, instruction
@@ -49,6 +49,22 @@ def test_breaking_out_of_a_loop_over_answers_gives_the_call_up(devices: Devices)
             holding.release()
 
     asyncio.run(scenario())
+
+
+def test_a_connection_of_another_event_loop_says_so_instead_of_waiting(devices: Devices) -> None:
+    with Coordinator(workers=1, listen="127.0.0.1:0", control="127.0.0.1:0", log_level="critical") as running:
+        kept: list[aio.Connection[aio.ParticipantProxy]] = []
+
+        async def attach() -> None:
+            kept.append(await aio.connect(running.control))
+            assert (await kept[0].get_participants(0)).ids == []
+
+        async def again() -> None:
+            with pytest.raises(RuntimeError, match="of another event loop; connect anew"):
+                await kept[0].get_participants(1, timeout=2)
+
+        asyncio.run(attach())
+        asyncio.run(again())
 
 
 async def until_nothing_is_left(coordinator: aio.Coordinator[Echo]) -> None:

@@ -10,6 +10,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -196,6 +197,12 @@ def test_attaching_where_nobody_is_fails_with_a_sentence() -> None:
     eventually(says_refused)
 
 
+@pytest.mark.parametrize("timeout", [float("nan"), -1.0, "10"])
+def test_a_timeout_of_attaching_that_is_none_is_refused(timeout: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="timeout must be None or seconds"):
+        connect("127.0.0.1:1", timeout=timeout)
+
+
 def test_attaching_waits_for_a_coordinator_that_comes_up(tmp_path: Path) -> None:
     control = f"127.0.0.1:{own_port()}"
     with ThreadPoolExecutor(1) as threads:
@@ -253,7 +260,7 @@ def test_a_second_coordinator_on_the_same_port_is_refused(tmp_path: Path) -> Non
     with start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator:
         second = run("coordinator", "start", f"--listen={coordinator.listen}", "--control=127.0.0.1:0")
         assert second.returncode == 1
-        assert second.stderr.startswith(f"Error: {coordinator.listen} is in use by another process: another")
+        assert second.stderr.startswith(f"Error: {coordinator.listen} is in use already: by another")
         assert len(second.stderr.splitlines()) == 1
         third = run("coordinator", "start", "--listen=127.0.0.1:0", f"--control={coordinator.control}")
         assert third.returncode == 1

@@ -291,6 +291,15 @@ def test_leased_participants_are_nobody_elses(served: Served, devices: Devices) 
     served.manager.lease(5, timeout=PATIENCE).release()
 
 
+def test_a_lease_of_nobody_is_an_empty_cohort(served: Served, devices: Devices) -> None:
+    devices.join(served.address, 1)
+    assert len(served.manager.get_participants(1, timeout=PATIENCE)) == 1
+    with served.manager.lease(0) as nobody:
+        assert list(nobody) == []
+        assert len(nobody.run(instruction("echo"))) == 0
+    assert len(served.manager.get_participants(1, timeout=PATIENCE)) == 1, "the others are still there"
+
+
 def test_a_part_of_a_leased_cohort_ends_the_lease(served: Served, devices: Devices) -> None:
     devices.join(served.address, 4)
     with served.manager.lease(4, timeout=PATIENCE).sample(2) as part:

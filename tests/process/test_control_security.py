@@ -20,10 +20,13 @@ import psutil
 import pytest
 
 from coordinator import TLS, Connection, Coordinator, CoordinatorGone, CredentialsError, aio, connect
+from coordinator.control import VISITORS
+from coordinator.settings import Settings
 from manager import StartError
 from protos import control_pb2
 from tests.authority import Authority, Pair, Tokens
 from tests.process.running import RunningCoordinator, kill, run, start_coordinator
+from tests.process.test_security import elsewhere, needs_a_network
 from tests.support import PATIENCE, Devices, eventually, instruction
 
 METHODS = control_pb2.DESCRIPTOR.services_by_name["Control"].methods
@@ -393,6 +396,24 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Public]:
     # Participants need certificates here; scripts don't, for they have tokens.
     with start_coordinator(directory / "log", *options, f"--tls-client-ca={authority.file}") as coordinator:
         yield Public(coordinator, authority, tokens, server)
+
+
+@needs_a_network
+def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, authority: Authority) -> None:
+    """As many as there may be, and from one address."""
+    tokens = issued(tmp_path / "scripts")
+    options = ["--workers=1", "--control=0.0.0.0:0", f"--control-tokens={tokens.file}"]
+    with (
+        start_coordinator(tmp_path / "log", *options, *authority.server().options) as coordinator,
+        contextlib.ExitStack() as strangers,
+    ):
+        port = int(coordinator.control.rpartition(":")[2])
+        for _ in range(Settings().max_scripts + VISITORS):
+            strangers.enter_context(socket.create_connection((elsewhere(), port), PATIENCE))
+        access: dict[str, Any] = {"tls": TLS(ca=authority.file), "token": tokens.issued["alice"]}
+        with connect(f"localhost:{port}", timeout=PATIENCE, **access) as connection:
+            eventually(lambda: connection.status().refused["connections_per_address"] >= 200)
+        assert "connections to the control address: one address has more" in coordinator.output
 
 
 def test_scripts_attach_with_tls_and_a_token(public: Public) -> None:

@@ -253,7 +253,7 @@ def test_while_workers_wait_another_coordinator_is_refused_their_port(tmp_path: 
         options = ["--control=127.0.0.1:0", "--workers=1", f"--run-dir={tmp_path}/other"]
         other = run("coordinator", "start", *again(first), *options)
         assert other.returncode == 1
-        assert other.stderr.startswith(f"Error: {first.listen} is in use by another process")
+        assert other.stderr.startswith(f"Error: {first.listen} is in use already")
 
 
 def test_a_garbled_record_is_as_good_as_none(tmp_path: Path) -> None:

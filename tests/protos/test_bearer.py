@@ -53,6 +53,15 @@ def test_a_file_that_can_not_be_read(path: Any, text: str, tmp_path: Path) -> No
     assert str(caught.value) == f"can't read the token in '{tmp_path / path}' ({text})"
 
 
+@pytest.mark.parametrize("path", [Path("muster_" + 43 * "x"), Path("/here") / ("muster_" + 43 * "-")])
+def test_a_token_in_the_place_of_a_files_name_is_not_shown(path: Path) -> None:
+    with pytest.raises(TokenError) as caught:
+        bearer(path)
+    assert str(caught.value) == (
+        "what is given as the name of a file that holds a token looks like a token itself"
+    )
+
+
 def test_a_file_of_other_bytes(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"\xff\xfe\x00")

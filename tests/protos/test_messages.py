@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -112,3 +113,25 @@ def test_a_failure_has_a_code_and_a_text() -> None:
 def test_the_error_can_be_copied_between_processes() -> None:
     error = copy.copy(ScalarError("k", "bad"))
     assert (str(error), error.name, error.problem) == ("entry 'k': bad", "k", "bad")
+
+
+def test_tensors_may_come_from_a_generator() -> None:
+    arrays = {"a": np.ones(2), "b": np.zeros(3)}
+    made = instruction("train", tensors=(to_tensor(name, array) for name, array in arrays.items()))
+    assert [tensor.name for tensor in made.instruction.tensors] == ["a", "b"]
+    made_result = result(tensors=iter([to_tensor("c", 1.0)]))
+    assert [tensor.name for tensor in made_result.result.tensors] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: instruction(None), "an instruction's name is a str, such as 'train', not None"),  # type: ignore[arg-type]
+        (lambda: instruction("train", config=[1]), r"map names to values; got \[1\]"),  # type: ignore[arg-type]
+        (lambda: instruction("train", config={1: 1}), "names in config and metrics are str, not 1"),  # type: ignore[dict-item]
+        (lambda: result(weight="3"), "a result's weight is a number, not '3'"),  # type: ignore[arg-type]
+    ],
+)
+def test_slips_are_sentences(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        make()
