@@ -31,6 +31,7 @@ check: $(VENV)/.installed check-protos
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_layout.py
+	$(BIN)/python -m pip --disable-pip-version-check check
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.round_trips

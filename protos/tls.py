@@ -287,6 +287,11 @@ _SPEAKS_NO_GRPC: Final = "the server speaks TLS, but not gRPC (no HTTP/2); check
 _NO_VERSION: Final = "the server speaks no version of TLS that this client does; it needs 1.2 or later"
 WANTED: Final = "the server wants a client certificate; give one (cert= and key=, or --cert and --key)"
 
+_OWN_FAULTS: Final[Mapping[int, str]] = {
+    _EXPIRED: "has expired; renew it",
+    _NOT_YET_VALID: "isn't valid yet; set this machine's clock right, or wait",
+}
+
 _REFUSALS: Final[Mapping[str, str]] = {
     "certificate expired": "it has expired; renew it",
     "certificate revoked": "it has been revoked; get a new one",
@@ -329,10 +334,34 @@ def _failure(seen: _Seen, tls: TLS) -> str | None:
         return None
     if tls.cert is None:
         return WANTED
+    if (fault := _own_fault(tls)) is not None:
+        return f"the client certificate in {tls.cert} {fault}"
     return (  # without a word, as gRPC's servers do
         f"the server hangs up on the client certificate in {tls.cert}: most likely it is of a CA that the "
         "server doesn't know, or has expired or been revoked; get a new one of the server's --tls-client-ca"
     )
+
+
+def _own_fault(tls: TLS) -> str | None:
+    """Why any server refuses this client's certificate, tried in memory. None if it doesn't show."""
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever signed it
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    try:
+        server.load_verify_locations(tls.cert)
+        for context in (server, client):
+            tls._identify(context)
+        near, far = client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True)
+        for side in (near, far, near, far):
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        return _OWN_FAULTS.get(error.verify_code)
+    except (OSError, TLSError):
+        pass
+    return None
 
 
 def _refusal(alert: str, seen: _Seen, tls: TLS) -> str:

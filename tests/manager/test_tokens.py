@@ -71,6 +71,18 @@ def test_the_hash_is_plain_sha_256_so_that_other_tools_can_make_it() -> None:
     assert digest("muster_x") == hashlib.sha256(b"muster_x").digest()
 
 
+def test_digests_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    assert parse(f"a {digest(A).hex()}\n").find(A) is not None
+    assert compared == [(digest(A), digest(A))]
+
+
 def test_an_empty_file_lets_nobody_in() -> None:
     tokens = parse("")
     assert len(tokens) == 0

@@ -130,7 +130,7 @@ CASES = {
     "client in plaintext": "the server speaks TLS, and this client plaintext; connect with TLS",
     "no client certificate": "the server wants a client certificate; give one",
     "client certificate of another CA": "the server hangs up on the client certificate in ",
-    "client certificate expired": "the server hangs up on the client certificate in ",
+    "client certificate expired": "the client certificate in ",
 }
 
 

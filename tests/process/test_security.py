@@ -673,6 +673,17 @@ def test_connections_on_which_nothing_happens_are_closed(
         assert idle.ended is None
 
 
+def test_who_makes_no_handshake_is_closed_in_time(tmp_path: Path, authority: Authority) -> None:
+    timeouts = ["--handshake-timeout=2", "--idle-timeout=600", "--keepalive=600"]
+    with start_coordinator(
+        tmp_path / "log", "--workers=1", *authority.server().options, *timeouts
+    ) as coordinator:
+        host, _, port = coordinator.listen.rpartition(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as silent:
+            read_to_the_end(silent)
+        eventually(lambda: coordinator.status()["refused"] == {"handshake_timeout": 1})
+
+
 def read_to_the_end(connection: socket.socket) -> None:
     with contextlib.suppress(ConnectionResetError):
         while connection.recv(65536):

@@ -366,6 +366,13 @@ def test_grpcs_servers(authority: Authority, stranger: Authority, server: Pair, 
     assert why_with_grpc(mutual, known) is None
     assert why_with_grpc(mutual, TLS(authority.ca)) == WANTED
     assert f"hangs up on the client certificate in {other.cert}" in (why_with_grpc(mutual, unknown) or "")
+    for valid, words in (
+        (PAST, "has expired; renew it"),
+        (FUTURE, "isn't valid yet; set this machine's clock"),
+    ):
+        old = authority.issue("device.example", valid=valid)
+        found = why_with_grpc(mutual, TLS(authority.ca, old.cert, old.key)) or ""
+        assert found.startswith(f"the client certificate in {old.cert} {words}")
     assert "of no CA that is in" in (why_with_grpc(mutual, TLS(stranger.ca)) or "")
     assert "doesn't speak TLS" in (why_with_grpc(None, TLS(authority.ca)) or "")
     assert "this client plaintext" in (why_with_grpc(mutual, None) or "")
