@@ -139,7 +139,8 @@ def test_a_large_call_that_is_given_up_early_costs_its_script_nothing_else(
             coordinator.send(signal.SIGSTOP)  # it could as well be busy for a moment
             call = asyncio.ensure_future(cohort.run(device_instruction("echo", bytes(1_000_000)), timeout=20))
             await asyncio.sleep(0)
-            await asyncio.sleep(0.05)  # until it is on its way
+            while (writing := connection._link._writer._task) is not None:
+                await writing  # then it is on its way
             call.cancel()
             await asyncio.wait([call])
             del call
