@@ -157,8 +157,13 @@ class Endpoint:
         self._servicer.part()
         for end in ends:
             end.cancel()
+        # One at a time: of two that come to their end together, one may destroy what the other still
+        # works on (a segmentation fault in grpcio 1.85).
+        stopping.cancel()
+        await asyncio.wait([stopping])
+        if not stopping.cancelled():
+            stopping.result()
         await self._server.stop(CLOSE_TIMEOUT)
-        await stopping
         for task in self._tasks:
             task.cancel()
 
