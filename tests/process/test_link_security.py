@@ -264,7 +264,7 @@ def test_with_other_keys_it_gets_other_workers(tmp_path: Path, keys: Path, devic
         with start_coordinator(tmp_path / "second.log", *options) as second:
             assert [worker["incarnation"] for worker in second.status()["workers"]] == [2, 2]
             assert "can't connect to the coordinator" in first.output
-            assert not any(psutil.pid_exists(worker["pid"]) for worker in before)
+            eventually(lambda: not any(psutil.pid_exists(worker["pid"]) for worker in before))
 
 
 # What is said at the start
