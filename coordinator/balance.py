@@ -23,7 +23,8 @@ INTERVAL = 0.25
 """Seconds between two looks."""
 
 TIME = 60.0
-"""Seconds after the restart of a worker in which one looks. What is uneven otherwise came so by chance."""
+"""Seconds after the restart of a worker in which one looks, and then for as long as it is uneven. What is so
+otherwise came so by chance."""
 
 
 class Balance:
@@ -31,13 +32,14 @@ class Balance:
 
     def __init__(self) -> None:
         self._at = self._until = 0.0
+        self.uneven = False  # as the last look has found
 
     def restarted(self, now: float) -> None:
         """A worker has taken the place of another one."""
         self._until = now + TIME
 
     def due(self, now: float) -> bool:
-        if not self._at <= now < self._until:
+        if now < self._at or (now >= self._until and not self.uneven):
             return False
         self._at = now + INTERVAL
         return True

@@ -257,6 +257,7 @@ class Supervisor:
         """A worker of an earlier life that nobody needs: it drains."""
 
         def gone(_code: int | None) -> None:
+            killing.cancel()
             process.join()
             self._dismissed.remove(process)
             self._changed.set()
@@ -268,6 +269,9 @@ class Supervisor:
         log.info("worker %d (pid %d) of an earlier life is not needed", recorded.index, recorded.pid)
         self._dismissed.append(process)
         process.send_signal(signal.SIGTERM)
+        # It may be frozen, and would swallow newcomers.
+        wait = self._settings.orphan_grace + STOP_SLACK
+        killing = self._loop.call_later(wait, process.send_signal, signal.SIGKILL)
 
     def _spawn(self, slot: Slot) -> None:
         slot.forget_timers()

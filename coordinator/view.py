@@ -6,6 +6,7 @@ Only looks; everything comes from control_pb2 messages, so that the live display
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from datetime import timedelta
@@ -50,7 +51,8 @@ class LiveView:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._live.stop()
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self._live.stop()
 
 
 class LogView:

@@ -348,11 +348,12 @@ class Workers:
             idle = [
                 session
                 for session, member in worker.members.items()
-                if not member.busy and member.lease is None and recognisable(member.participant_id)
+                if not member.busy and recognisable(member.participant_id)
             ]
             chosen = random.sample(idle, min(number, len(idle)))
             worker.orders.move(chosen, *BALANCE_DELAY, address=address)
             log.debug("worker %d has too many participants: %d of them are moved", index, len(chosen))
+        self._balance.uneven = bool(moves)
         if moves:
             self._transport.schedule()
 

@@ -99,6 +99,7 @@ class Worker:
         self._flush_scheduled = False
         self._gathering: asyncio.TimerHandle | None = None
         self._finishing: asyncio.Task[None] | None = None
+        self._finishing_for = 0  # the epoch of the coordinator at the time
         self._stopped: asyncio.Future[str | None] = self._loop.create_future()
 
     async def run(self) -> str | None:
@@ -300,6 +301,8 @@ class Worker:
                     self._opens_memory = can_open(welcome.memory)
                     self._coordinator_pid = welcome.memory.pid
                     self._schedule_flush()
+                    if self._finishing is not None and self._uplink.epoch != self._finishing_for:
+                        self._endpoint.hasten(0.0)  # those whose calls it waits for are gone
                 case Drain():
                     self._finish(effect.grace, None)
                 case Exit():
@@ -324,6 +327,7 @@ class Worker:
 
     def _finish(self, grace: float, reason: str | None) -> None:
         if self._finishing is None:
+            self._finishing_for = self._uplink.epoch
             self._finishing = self._loop.create_task(self._drain(grace, reason))
         else:
             self._endpoint.hasten(grace)

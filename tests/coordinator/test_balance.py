@@ -126,6 +126,9 @@ def test_it_is_looked_at_now_and_then_for_a_while_after_a_restart() -> None:
     assert balance.due(5.0)
     assert not balance.due(5.0 + INTERVAL / 2)
     assert balance.due(5.0 + INTERVAL)
-    assert not balance.due(5.0 + TIME)
+    balance.uneven = True
+    assert balance.due(5.0 + TIME), "until all have about the same"
+    balance.uneven = False
+    assert not balance.due(5.0 + 2 * TIME)
     balance.restarted(100.0)
     assert balance.due(100.0)

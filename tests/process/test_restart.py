@@ -256,6 +256,27 @@ def test_while_workers_wait_another_coordinator_is_refused_their_port(tmp_path: 
         assert other.stderr.startswith(f"Error: {first.listen} is in use already")
 
 
+def test_workers_that_drain_for_a_coordinator_that_was_killed_make_room_for_new_ones(
+    tmp_path: Path, devices: Devices
+) -> None:
+    """The calls that they wait for are gone with it."""
+    options = ["--workers=1", f"--run-dir={tmp_path}/run"]
+    with killed(tmp_path / "first.log", *options) as first, ThreadPoolExecutor(2) as threads:
+        (device,) = devices.join(first.listen, 1)
+        with connect(first.control) as connection:
+            cohort = connection.get_participants(1, timeout=PATIENCE)
+            call = threads.submit(cohort.run, instruction("hold"))
+            assert device.holding.wait(PATIENCE)
+            drain = threads.submit(run, "coordinator", "drain", "--grace=600", f"--control={first.control}")
+            eventually(lambda: first.status()["draining"])
+            kill(first)
+            assert isinstance(call.exception(PATIENCE), CoordinatorGone)
+        drain.result(3 * PATIENCE)
+        with start_coordinator(tmp_path / "second.log", *again(first), *options) as second:
+            eventually(lambda: [w["incarnation"] for w in second.status()["workers"]] == [2])
+            eventually(lambda: [w["state"] for w in second.status()["workers"]] == ["up"])
+
+
 def test_a_garbled_record_is_as_good_as_none(tmp_path: Path) -> None:
     with ExitStack() as stack:
         first = stack.enter_context(
