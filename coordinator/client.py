@@ -39,7 +39,8 @@ log = logging.getLogger("muster.control")
 STATUS_TIMEOUT = 5.0
 """Seconds that the coordinator gets to answer a question about its status."""
 
-FOREVER = 1e8  # seconds: three years
+FOREVER = 1e8
+"""Seconds, three years: what no timeout means to who has to wait for something."""
 
 RETRY_INTERVAL = 0.2
 """Seconds between two attempts to attach to a coordinator that may still be on its way up."""

@@ -24,8 +24,7 @@ def check_timeout(timeout: float | None) -> None:
     number: object = timeout
     if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"timeout must be None or seconds, not {timeout!r}")
-    sensible = timeout >= 0  # nor nan
-    if not sensible:
+    if not timeout >= 0:  # nor nan
         raise ValueError(f"timeout must be None or seconds of at least 0, not {timeout!r}")
 
 

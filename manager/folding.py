@@ -20,7 +20,6 @@ from typing import Any, Protocol
 from manager.batch import Batch, Kinds
 from manager.blobs import Payload, share, view_of
 from manager.incoming import checked
-from manager.logs import Sparingly
 from manager.reducers import Contribution, RefusedError, encode, encode_schema, make_reducer
 from manager.shares import Folded, Group, Partial, Reduction
 from manager.stream import Stream
@@ -30,7 +29,6 @@ from protos.sliced import read_result
 from protos.tensors import TensorError
 
 log = logging.getLogger("muster.folding")
-_sparingly = Sparingly(log)
 
 INLINE_SIZE = 4 * 1024 * 1024
 """Bytes of a result up to which it is folded on the event loop: a few milliseconds."""
@@ -271,5 +269,5 @@ def _fold(batch: Batch, session: int, answer: Payload) -> None:
     except RefusedError:
         raise
     except Exception as error:  # of a custom reducer
-        _sparingly.exception("failed", "a reducer failed")
+        log.exception("a reducer failed")
         raise RefusedError(f"the reducer failed: {error!r}") from error

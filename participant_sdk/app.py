@@ -63,11 +63,7 @@ def own_traceback(error: Exception) -> str:
 
 
 def _is_not_the_apps(file: str) -> bool:
-    return (
-        file.startswith("<frozen ")
-        or Path(file).parent == Path(__file__).parent
-        or file == importlib.__file__
-    )
+    return file.startswith("<frozen ") or file == importlib.__file__ or Path(file).parent == _HERE
 
 
 def _import(name: str) -> object:
