@@ -9,6 +9,7 @@ from coordinator.access import Access
 from coordinator.client import Link
 from coordinator.running import RunningCoordinator
 from coordinator.settings import make_settings
+from manager.arguments import check_factory
 from manager.backend import Backend
 from manager.cohort import AsyncCohort as Cohort
 from manager.participants import AsyncParticipants
@@ -128,6 +129,7 @@ def connect(
 
     Use it as ``async with connect(...) as connection``, or await it and close the connection yourself.
     """
+    check_factory(participant_proxy_factory)
     link = Link(Access.of(address, tls, token))
 
     async def make() -> Connection[A]:

@@ -11,6 +11,7 @@ from coordinator.access import Access
 from coordinator.client import Link
 from coordinator.running import RunningCoordinator
 from coordinator.settings import make_settings
+from manager.arguments import check_factory
 from manager.backend import Backend
 from manager.loop import LoopThread
 from manager.participants import Participants
@@ -170,6 +171,7 @@ def connect(
     answers within ``timeout`` seconds (None: it waits for ever), and CredentialsError, at once, if TLS or the
     token is in the way.
     """
+    check_factory(participant_proxy_factory)
     access = Access.of(address, tls, token)
     loop = LoopThread("muster-connection")
 

@@ -17,6 +17,7 @@ import pytest
 from coordinator import Coordinator
 from manager.batch import MAX_GROUPS
 from manager.cohort import Cohort
+from manager.folding import INLINE_SIZE
 from manager.outcome import Progress, Reduced
 from manager.reducers import Contribution, Reducer
 from protos import stream_pb2
@@ -432,6 +433,18 @@ def test_what_a_reducer_fails_to_fold_in_is_a_failure_of_that_one_alone(
     assert ids(reduced.folded) == ["device-0", "device-2"]
     assert "not positive" in reasons(reduced)["device-1"]
     assert reduced.tensors["x"].tolist() == [2.0]
+
+
+def test_so_is_what_it_fails_to_fold_in_in_a_thread_of_its_own(devices: Devices) -> None:
+    options: Any = {"log_level": "critical", "reducers": [own("Picky")]}
+    with Coordinator(workers=1, listen="127.0.0.1:0", **options) as coordinator:
+        devices.join(coordinator.listen, 2)
+        cohort = coordinator.get_participants(2, timeout=PATIENCE)
+        size = INLINE_SIZE // 8 + 1000  # it takes so long that the event loop doesn't wait for it
+        messages = [tensors({"x": np.full(size, value)}) for value in (1.0, -1.0)]
+        reduced = cohort.reduce(messages, own("Picky"), timeout=PATIENCE)
+        assert list(reduced.folded) == [cohort[0]]
+        assert "not positive" in reduced.failures[cohort[1]].text
 
 
 def test_progress_is_told_in_the_calling_thread_and_ends_with_all(served: Served, devices: Devices) -> None:
