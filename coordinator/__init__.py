@@ -26,9 +26,11 @@ running.py        a coordinator brought up and down
 run_dir.py        what outlives a coordinator that is killed
 private.py        directories and files that are this user's alone
 workers.py        the links to all workers
+draining.py       which of them are told to drain, and when
 transport.py      what the dispatcher wants, on its way to them
 router.py         the socket that they come in by
 supervisor.py     the worker processes, kept running
+slot.py           what is known of one of them
 rolling.py        workers that live, restarted one after the other
 process.py        one of them
 orders.py         what the coordinator tells a worker, batched

@@ -238,7 +238,9 @@ async def _serve(settings: Settings, live: bool) -> None:
         with view:
             while not (stop.is_set() or failed.done() or coordinator.stopping):
                 view.update(coordinator.status())
-                await asyncio.wait([stopped, failed], timeout=UPDATE_INTERVAL)
+                await asyncio.wait(
+                    [stopped, failed], timeout=UPDATE_INTERVAL, return_when=asyncio.FIRST_COMPLETED
+                )
             view.update(coordinator.status())
     finally:
         calls = len(coordinator.dispatcher.calls)

@@ -23,7 +23,7 @@ from coordinator.control_address import ControlAddress, UnixAddress, is_local
 from coordinator.control_gate import ControlGate
 from coordinator.errors import WorkerBootError
 from coordinator.settings import Settings
-from coordinator.supervisor import Slot
+from coordinator.slot import Slot
 from coordinator.unix_socket import SocketPlace
 from coordinator.writer import BatchWriter
 from manager.blobs import Sample

@@ -12,7 +12,8 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 
 from coordinator.errors import WorkerBootError
-from coordinator.supervisor import STOP_SLACK, Slot, Supervisor
+from coordinator.slot import Slot
+from coordinator.supervisor import STOP_SLACK, Supervisor
 from manager.errors import Closed
 
 log = logging.getLogger("muster.coordinator")

@@ -22,7 +22,8 @@ from coordinator.downlink import State as LinkState
 from coordinator.rolling import RollingRestart
 from coordinator.run_dir import VERSION, InUseError, RunDir, State, default_path
 from coordinator.settings import Settings
-from coordinator.supervisor import ALL_GIVEN_UP, STOP_SLACK, Slot, Supervisor
+from coordinator.slot import Slot
+from coordinator.supervisor import ALL_GIVEN_UP, STOP_SLACK, Supervisor
 from coordinator.workers import Workers
 from manager.call import OutcomeKind
 from manager.dispatcher import Dispatcher
@@ -162,7 +163,7 @@ class RunningCoordinator:
         elif grace is not None and now + grace < self._stop_at:
             self._stop_at = now + grace
             if self._workers is not None:
-                self._workers.drain_all(grace)
+                self._workers.draining.drain_all(grace)
             if self._supervisor is not None:
                 self._supervisor.shorten(grace + STOP_SLACK)
         return max(0.0, self._stop_at - now)
@@ -205,7 +206,7 @@ class RunningCoordinator:
             self._control.drain()
         if self._workers is not None:
             grace = max(0.0, self._stop_at - time.monotonic())
-            self._workers.drain_all(grace)
+            self._workers.draining.drain_all(grace)
             if self._supervisor is not None:
                 await self._supervisor.stop(grace + STOP_SLACK)
             await self._workers.close()
@@ -290,8 +291,11 @@ class RunningCoordinator:
         """The state of a worker in a word for people."""
         if self._supervisor is not None and self._supervisor.slots[index].given_up:
             return "failed"
+        worker = self.workers.workers[index]
+        if worker.downlink.state is LinkState.OPEN and worker.drain_until is not None:
+            return "draining"
         return {LinkState.AWAITED: "starting", LinkState.OPEN: "up", LinkState.GONE: "down"}[
-            self.workers.workers[index].downlink.state
+            worker.downlink.state
         ]
 
 

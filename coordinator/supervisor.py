@@ -14,7 +14,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -23,9 +22,10 @@ from coordinator.process import KILL, AdoptedProcess, SpawnedProcess, WorkerProc
 from coordinator.restarts import MAX_WAIT, GiveUp, Restart, RestartPolicy
 from coordinator.run_dir import Recorded, RunDir
 from coordinator.settings import Settings
+from coordinator.slot import Slot
 from manager.cli import EXIT_COULD_NOT_START, EXIT_TIMEOUT
 from manager.listen import Address
-from manager.worker import OVERTIME
+from manager.worker import GOODBYE_TIMEOUT, OVERTIME
 
 log = logging.getLogger("muster.coordinator")
 
@@ -40,6 +40,8 @@ STOP_SLACK = OVERTIME + EXIT_TIMEOUT + 1.0
 """Seconds beyond the grace period after which a worker that should drain is killed: until then it may fold in
 large answers that came in time, and say where it hangs."""
 
+EXIT_TIME = GOODBYE_TIMEOUT + EXIT_TIMEOUT + 2.0
+"""Seconds after its goodbye after which a worker that has drained is killed."""
 
 ALL_GIVEN_UP = "all workers have died too often and were given up; why is in the lines above"
 
@@ -54,26 +56,6 @@ class Listener(Protocol):
     def drain(self, index: int, grace: float) -> bool:
         """Asks a worker over its link to drain; False if it has none."""
         ...
-
-
-@dataclass(eq=False)
-class Slot:
-    index: int
-    incarnation: int = 0
-    process: WorkerProcess | None = None
-    arguments: tuple[str, ...] = ()
-    booted: bool = False
-    drained: bool = False  # it has said goodbye
-    given_up: bool = False
-    policy: RestartPolicy = field(default_factory=RestartPolicy)
-    next_start: asyncio.TimerHandle | None = None  # while it waits to be started again
-    boot_check: asyncio.TimerHandle | None = None  # while it hasn't booted: when it is too late
-
-    def forget_timers(self) -> None:
-        for timer in (self.next_start, self.boot_check):
-            if timer is not None:
-                timer.cancel()
-        self.next_start = self.boot_check = None
 
 
 class Supervisor:
@@ -149,7 +131,14 @@ class Supervisor:
 
     def departed(self, index: int) -> None:
         """The worker in this slot has drained, and is about to exit."""
-        self.slots[index].drained = True
+        slot = self.slots[index]
+        slot.drained = True
+        self._expect_exit(slot, EXIT_TIME)
+
+    def _expect_exit(self, slot: Slot, seconds: float) -> None:
+        """Kills its worker, of which nobody hears any more, unless it exits by itself: it may be frozen."""
+        slot.forget_timers()
+        slot.check = self._loop.call_later(seconds, self.kill, slot)
 
     def wedged(self, index: int) -> None:
         """The worker in this slot is silent: it is killed, once it has said where it hangs."""
@@ -194,9 +183,11 @@ class Supervisor:
         """
         self.begin_to_stop()
         for slot in self.slots:
-            slot.forget_timers()
             if slot.process is not None and not slot.booted:
                 slot.process.send_signal(signal.SIGTERM)  # it could not be asked
+                self._expect_exit(slot, STOP_SLACK)
+            elif not slot.drained:
+                slot.forget_timers()
         if await self._all_exited_within(patience):
             return
         for number, wait in ((signal.SIGTERM, 2.0), (KILL, 10.0)):
@@ -251,12 +242,13 @@ class Supervisor:
         self._listener.adopting(slot.index, slot.incarnation, process.pid)
         # One that was wedged already will not say so.
         wait = max(ADOPTION_TIME, self._settings.liveness)
-        slot.boot_check = self._loop.call_later(wait, self._check_boot, slot)
+        slot.check = self._loop.call_later(wait, self._check_boot, slot)
 
     def _dismiss(self, recorded: Recorded) -> None:
         """A worker of an earlier life that nobody needs: it drains."""
 
         def gone(_code: int | None) -> None:
+            again.cancel()
             killing.cancel()
             process.join()
             self._dismissed.remove(process)
@@ -269,6 +261,8 @@ class Supervisor:
         log.info("worker %d (pid %d) of an earlier life is not needed", recorded.index, recorded.pid)
         self._dismissed.append(process)
         process.send_signal(signal.SIGTERM)
+        # It would wait for its coordinator, which is gone (worker.py).
+        again = self._loop.call_later(1.0, process.send_signal, signal.SIGTERM)
         # It may be frozen, and would swallow newcomers.
         wait = self._settings.orphan_grace + STOP_SLACK
         killing = self._loop.call_later(wait, process.send_signal, signal.SIGKILL)
@@ -308,10 +302,10 @@ class Supervisor:
             log.error("worker %d can't be started: %s", slot.index, _why(error))
             slot.next_start = self._loop.call_later(MAX_WAIT, self._respawn, slot)
             return
-        slot.boot_check = self._loop.call_later(self._settings.boot_timeout, self._check_boot, slot)
+        slot.check = self._loop.call_later(self._settings.boot_timeout, self._check_boot, slot)
 
     def _check_boot(self, slot: Slot) -> None:
-        slot.boot_check = None
+        slot.check = None
         if not slot.booted:
             since = "adopted" if isinstance(slot.process, AdoptedProcess) else "started"
             log.error("worker %d said nothing since it was %s; it is killed", slot.index, since)

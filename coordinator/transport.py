@@ -33,6 +33,7 @@ class Worker:
     orders: OrdersBatch = field(default_factory=OrdersBatch)
     heartbeat: link_pb2.Heartbeat = field(default_factory=link_pb2.Heartbeat)
     memory_pid: int = 0  # whose descriptors its payloads are named by
+    drain_until: float | None = None  # monotonic; it has been told to drain, and lets nobody in any more
     refused_before: Counter[str] = field(default_factory=Counter)  # by earlier incarnations
 
     @property
@@ -82,6 +83,12 @@ class LinkTransport:
     def end(self, member: Member) -> None:
         self.workers[member.worker].orders.end(member.session)
         self.schedule()
+
+    def drain(self, worker: Worker, grace: float) -> None:
+        """Tells it to drain, after all that it has been given to do before."""
+        self._flush()
+        worker.downlink.drain(grace)
+        self._transmit(worker)
 
     def schedule(self) -> None:
         """Orders have been added: they go out with this turn of the loop."""

@@ -116,7 +116,7 @@ def render_status(status: control_pb2.Status, load: CpuLoad | None = None) -> Re
     table.add_column("state")
     for name in ("participants", "cpu", "memory", "pid", "restarts"):
         table.add_column(name, justify="right")
-    colours = {"up": "green", "starting": "yellow", "down": "red", "failed": "bold red"}
+    colours = {"up": "green", "starting": "yellow", "draining": "yellow", "down": "red", "failed": "bold red"}
     for worker in status.workers:
         table.add_row(
             str(worker.index),

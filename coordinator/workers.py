@@ -18,6 +18,7 @@ from typing import cast
 
 from coordinator.balance import Balance, surplus
 from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent, State
+from coordinator.draining import Draining
 from coordinator.router import Payloads, Router
 from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
@@ -59,6 +60,7 @@ class Workers:
         self._transport = LinkTransport(self.workers, self._transmit)
         self.dispatcher = Dispatcher(self._transport, first_tag=epoch)
         self.dispatcher.max_message = settings.limits.max_message
+        self.draining = Draining(self.workers, self.dispatcher, self._transport, settings.orphan_grace)
         self.dispatcher.pool.returns_per_second = moves_per_second(settings.limits.max_joins)
         self.on_booted: Callable[[int], None] = lambda index: None
         self.on_departed: Callable[[int], None] = lambda index: None
@@ -93,12 +95,6 @@ class Workers:
     def link_errors(self) -> int:
         """Messages on the link that could not be read, hellos and peers that were refused, so far."""
         return self._router.errors
-
-    def drain_all(self, grace: float) -> None:
-        """Asks all workers to let running instructions finish, send participants away, and exit."""
-        self.dispatcher.drain()
-        for worker in self.workers:
-            self.drain(worker.index, grace)
 
     async def close(self) -> None:
         """Ends what still runs; the workers have exited."""
@@ -140,12 +136,10 @@ class Workers:
         worker.pid, worker.address = pid, ""
         worker.refused_before = worker.refused
         worker.heartbeat = link_pb2.Heartbeat()
+        worker.drain_until = None
 
     def drain(self, index: int, grace: float) -> bool:
-        worker = self.workers[index]
-        worker.downlink.drain(grace)
-        self._transmit(worker)
-        return worker.downlink.state is State.OPEN
+        return self.draining.drain(self.workers[index], grace)
 
     def ended(self, index: int) -> None:
         worker = self.workers[index]
@@ -156,6 +150,7 @@ class Workers:
         """Nothing will come of this incarnation any more: its participants are lost."""
         worker.downlink.gone()
         worker.orders.clear()
+        self.draining.look_who_accepts()
         members = list(worker.members.values())
         worker.members.clear()
         for member in members:
@@ -221,6 +216,8 @@ class Workers:
         if report.payloads.shared:
             opened = open_all(payloads, worker.memory_pid, f"worker {worker.index}")
             worker.downlink.acknowledge()  # the worker keeps the memory until then
+        if report.leaving:
+            self.draining.let_go(worker)
         for join in report.joins:
             if not self._turn_away(worker, join):
                 self._join(worker, join)
@@ -309,6 +306,7 @@ class Workers:
             log.info("worker %d is up at %s (pid %d)", worker.index, hello.address, hello.pid)
         worker.pid, worker.address = hello.pid, hello.address
         self.on_booted(worker.index)
+        self.draining.greeted(worker, leaving=hello.leaving)
 
     async def _tick(self) -> None:
         """Beats the heart, and notices whose has stopped, from the loop that does the work."""

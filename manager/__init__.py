@@ -47,6 +47,7 @@ backend.py        what these need of whoever holds the participants
 errors.py         what can be caught
 **doing**
 dispatcher.py     carries out what pool and calls decide
+transport.py      what it needs of whoever holds the streams
 servicer.py       reads the participants' streams
 refusals.py       ends the streams of those who may not stay
 blobs.py          large payloads that processes share

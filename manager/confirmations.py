@@ -2,7 +2,8 @@
 
 A participant that is told to reconnect may be back, at another worker, before the coordinator has read here
 that it was told so; it would be taken for a second one of the same name. So it is told only once that report
-is acknowledged, or after PATIENCE, if the coordinator is held up.
+is acknowledged, or nobody is there to do that. For how long one that is held up is waited for is not decided
+here.
 """
 
 from __future__ import annotations
@@ -10,18 +11,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-PATIENCE = 3.0
-"""Seconds after which the coordinator isn't waited for any more."""
-
 Callback = Callable[[], None]
 
 
 class Confirmations:
-    """What waits, in the order in which it was reported. Times are monotonic seconds."""
+    """What waits, in the order in which it was reported."""
 
     def __init__(self) -> None:
         self._unreported: list[Callback] = []
-        self._waiting: deque[tuple[int, float, list[Callback]]] = deque()  # by number; until when
+        self._waiting: deque[tuple[int, list[Callback]]] = deque()  # by number
 
     def __bool__(self) -> bool:
         return bool(self._unreported or self._waiting)
@@ -30,22 +28,22 @@ class Confirmations:
         """To be called back once all that is reported up to now, or is in the next report, has been heard."""
         self._unreported.append(callback)
 
-    def reported(self, number: int, now: float) -> None:
+    def reported(self, number: int) -> None:
         """The report with this number has been sent."""
         if self._unreported:
-            self._waiting.append((number, now + PATIENCE, self._unreported))
+            self._waiting.append((number, self._unreported))
             self._unreported = []
 
-    def heard(self, number: int, now: float) -> list[Callback]:
+    def heard(self, number: int) -> list[Callback]:
         """All up to this number has been heard. What may be done."""
         due: list[Callback] = []
-        while self._waiting and (self._waiting[0][0] <= number or self._waiting[0][1] <= now):
-            due += self._waiting.popleft()[2]
+        while self._waiting and self._waiting[0][0] <= number:
+            due += self._waiting.popleft()[1]
         return due
 
     def give_up(self) -> list[Callback]:
         """Nobody will hear of it. All that waits may be done."""
-        due = [callback for _, _, callbacks in self._waiting for callback in callbacks] + self._unreported
+        due = [callback for _, callbacks in self._waiting for callback in callbacks] + self._unreported
         self._waiting.clear()
         self._unreported = []
         return due

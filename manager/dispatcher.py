@@ -15,47 +15,23 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, cast
+from typing import cast
 
 from manager.backend import Acquired, Running, Waiter, check_size
 from manager.blobs import Payload
-from manager.call import Call, OutcomeKind, Send
+from manager.call import Call, OutcomeKind
 from manager.calls import CallTable
 from manager.errors import Closed
 from manager.logs import Sparingly
 from manager.members import Member, printable
 from manager.pool import Pool, Request
 from manager.shares import Folded, Partial, Reduction
+from manager.transport import Transport
 from protos.chunks import MAX_MESSAGE_SIZE
 
 log = logging.getLogger("muster.dispatcher")
 
 DRAINING = "it is draining: what runs may finish, but nothing new begins"
-
-
-class Transport(Protocol):
-    """Where instructions go. None of these may block or raise, and none calls back at once."""
-
-    def keep(self, instruction: bytes) -> Payload:
-        """The instruction as it is best kept for sending it to many."""
-        ...
-
-    def instruct(self, sends: Sequence[Send]) -> None:
-        """Sends instructions, each with its tag, to members that are idle."""
-        ...
-
-    def cancel(self, member: Member, tag: int) -> None: ...
-
-    def close_batch(self, worker: int, call: Call) -> None:
-        """Asks a worker for its last partial of a reducing call, however many have not answered."""
-        ...
-
-    def end(self, member: Member) -> None:
-        """Ends the member's stream: a newer session of the same participant has taken its place.
-
-        ``ended`` follows, once nothing can come of it any more.
-        """
-        ...
 
 
 class Dispatcher:
@@ -80,6 +56,8 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self.on_ended: Callable[[Member], None] = lambda member: None
+        self.on_settled: Callable[[], None] = lambda: None
+        """Called while it drains, whenever something may have come to its end."""
 
     # Reports of the transport
 
@@ -131,7 +109,7 @@ class Dispatcher:
 
         It must be recognisable when it comes back (``returned``), by a participant id of its own.
         """
-        if member.gone or self.draining:
+        if member.gone or (self.draining and (self.pool.is_shut or not member.awaited)):
             self.ended(member)
             return
         self._send()  # what is meant for its old session goes to that
@@ -152,7 +130,8 @@ class Dispatcher:
         return member
 
     def drain(self) -> None:
-        """Begins nothing new, and expects nobody back who is told to reconnect from now on.
+        """Begins nothing new. Of those who are told to reconnect only they are expected back for whom
+        something waits.
 
         Who waits for participants gets none any more.
         """
@@ -163,7 +142,25 @@ class Dispatcher:
                 waiter.set_exception(self._over())
         self._requests.clear()
         for member in self.pool.away:
-            self.ended(member)
+            if self.pool.is_shut or not member.awaited:
+                self.ended(member)
+        self._schedule()
+
+    def queued(self, members: Iterable[Member]) -> bool:
+        """Whether something waits until one of these, or of those that are moving, is done with other things.
+
+        Such participants must not be sent away for good.
+        """
+        return any(member.queue for member in itertools.chain(members, self.pool.away))
+
+    def accept(self, accepts: bool) -> None:
+        """Whether there is a worker that lets in who is told to reconnect. Until there is one they aren't
+        missed."""
+        if accepts:
+            self.pool.reopen(time.monotonic())
+            self._watch(self.pool.next_deadline)
+        else:
+            self.pool.shut()
 
     def _over(self) -> Closed:
         return Closed(self.failure or ("it has been closed already" if self._closed else DRAINING))
@@ -229,6 +226,8 @@ class Dispatcher:
                 request = self._requests.pop(grant.request.id)
                 if not request.done():
                     request.set_result(Acquired(grant.request.id, grant.members))
+        if self.draining:
+            self.on_settled()
 
     def _send(self) -> None:
         """Sends the instructions that have been given; for thousands of members who move, this alone."""

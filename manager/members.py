@@ -119,6 +119,11 @@ class Member(_Working):
         return self.work.tag != 0
 
     @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for what it works on, or for what it is to do next."""
+        return self.work.call is not None or bool(self.queue)
+
+    @property
     def moving(self) -> bool:
         return self.work.tag == MOVING
 

@@ -28,6 +28,10 @@ RETURN_TIME = 15.0
 """Seconds in which a participant that was told to reconnect is expected back, once its place in the queue of
 those who move is there (admission.py)."""
 
+RETURN_TIME_ANEW = 45.0
+"""The same from when on there is a worker for them again, if there was none for a while: by then participants
+may wait for up to 30 s between two attempts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -86,6 +90,7 @@ class Pool:
         self.returns_per_second: float = MOVES_PER_SECOND
         """How many of those who are told to reconnect are told to come back in the same second."""
         self._last_return = 0.0  # the place of the last of them
+        self._missed_from = 0.0  # nobody is, before that; inf: nobody could come back
         self._waiting: dict[int, Request] = {}
         self._leases: dict[int, dict[int, Member]] = {}  # by request, then by key
         self._changed = False
@@ -173,8 +178,23 @@ class Pool:
         """Whether somebody of this name is there already, or expected: a newcomer takes no other's place."""
         return participant_id in self._by_id or self.expects(participant_id)
 
+    def shut(self) -> None:
+        """There is no worker that lets anybody in: nobody is missed until there is one again (``reopen``)."""
+        self._missed_from = math.inf
+
+    def reopen(self, now: float) -> None:
+        """There is a worker for those who move."""
+        if self.is_shut:
+            self._missed_from = now + RETURN_TIME_ANEW
+
+    @property
+    def is_shut(self) -> bool:
+        return self._missed_from == math.inf
+
     def missing(self, now: float) -> list[Member]:
         """Those that were expected back by now; each must ``leave``."""
+        if now < self._missed_from:
+            return []
         return [member for member, until in self._moving.values() if until <= now]
 
     def leave(self, member: Member) -> None:
@@ -253,7 +273,7 @@ class Pool:
         """When the next request expires or the next moving member is missing."""
         deadlines = [each.deadline for each in self._waiting.values() if each.deadline is not None]
         if self._moving:
-            deadlines.append(next(iter(self._moving.values()))[1])
+            deadlines.append(max(next(iter(self._moving.values()))[1], self._missed_from))
         return min(deadlines, default=None)
 
     def _eligible(self, request: Request) -> list[Member]:

@@ -20,6 +20,7 @@ class Reports:
         "_end_sessions",
         "_folded",
         "_joins",
+        "_leaving",
         "_partials",
         "_sessions",
         "_states",
@@ -39,9 +40,17 @@ class Reports:
         self._states: list[Payload] = []
         self._end_sessions: list[int] = []
         self._end_reasons: list[link_pb2.EndReason.ValueType] = []
+        self._leaving = False
 
     def __bool__(self) -> bool:
-        return bool(self._sessions or self._joins or self._end_sessions or self._folded or self._partials)
+        return bool(
+            self._sessions
+            or self._joins
+            or self._end_sessions
+            or self._folded
+            or self._partials
+            or self._leaving
+        )
 
     def joined(self, join: link_pb2.Join) -> None:
         self._joins.append(join)
@@ -81,6 +90,10 @@ class Reports:
         self._end_sessions.append(session)
         self._end_reasons.append(reason)
 
+    def leaving(self) -> None:
+        """The worker has been told to end."""
+        self._leaving = True
+
     def take(self) -> tuple[link_pb2.Report, list[Payload]]:
         """The batch and its payloads; begins a new one."""
         for partial in self._partials:
@@ -94,6 +107,7 @@ class Reports:
             partials=self._partials,
             end_sessions=self._end_sessions,
             end_reasons=self._end_reasons,
+            leaving=self._leaving,
         )
         payloads = [*self._answers, *self._states]
         self.clear()

@@ -7,9 +7,11 @@ own. The same proxies and cohorts work over many processes by way of the coordin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -86,6 +88,14 @@ class _LocalManager:
         stream.over = reason
         if self.folding.ended(stream):
             self.ended_late(stream)
+
+    async def take_turns(self, patience: float) -> None:
+        """Begins nothing new; returns once no instruction waits behind another one, or after so long."""
+        dispatcher, over = self.dispatcher, asyncio.Event()
+        dispatcher.on_settled = lambda: None if dispatcher.queued(dispatcher.pool) else over.set()
+        dispatcher.drain()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), patience)
 
     # Sink of the batches
 
@@ -208,7 +218,9 @@ class Server:
         self._loop.close()
 
     async def _stop(self, grace: float) -> None:
-        await self._manager.endpoint.drain(grace)
+        until = time.monotonic() + grace
+        await self._manager.take_turns(grace)
+        await self._manager.endpoint.drain(max(0.0, until - time.monotonic()))
         await self._manager.folding.finish(FOLDING_TIMEOUT)
         self._manager.dispatcher.close()
 

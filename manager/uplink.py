@@ -86,6 +86,10 @@ class Uplink:
     def out(self) -> list[Frames]:
         return self._end.out
 
+    def silence(self, now: float) -> float:
+        """Seconds since the coordinator's last word."""
+        return self._coordinator.silence(now)
+
     def hello(self, hello: link_pb2.Hello) -> None:
         """Sends the Hello that Greet asked for, and again until it is welcomed."""
         hello.version = LINK_VERSION

@@ -55,6 +55,10 @@ BEAT_PAUSE = 0.5
 GOODBYE_TIMEOUT = 1.0
 """Seconds that the coordinator gets to acknowledge the last reports."""
 
+SILENCE = 3.0
+"""Seconds without a word from the coordinator after which a worker that is pressed to end waits for it no
+longer."""
+
 OVERTIME = CLOSE_TIMEOUT + FOLDING_TIMEOUT + GOODBYE_TIMEOUT
 """Seconds that a drain may go on beyond its grace period."""
 
@@ -100,6 +104,8 @@ class Worker:
         self._gathering: asyncio.TimerHandle | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._finishing_for = 0  # the epoch of the coordinator at the time
+        self._leaving = False  # it has been told to end …
+        self._pressed = False  # … and again
         self._stopped: asyncio.Future[str | None] = self._loop.create_future()
 
     async def run(self) -> str | None:
@@ -107,7 +113,7 @@ class Worker:
         settings = self._settings
         try:
             self._address = await self._endpoint.start(settings.listen, share_port=settings.share_port)
-            self._loop.add_signal_handler(signal.SIGTERM, self._finish, settings.orphan_grace, None)
+            self._loop.add_signal_handler(signal.SIGTERM, self._terminated)
             for name in ("SIGINT", "SIGHUP"):
                 if hasattr(signal, name):  # the coordinator decides
                     self._loop.add_signal_handler(getattr(signal, name), lambda: None)
@@ -220,14 +226,15 @@ class Worker:
                 payloads = [passed(each) for each in payloads]
             self._uplink.report(report, payloads)
         if self._confirmations:
-            self._confirmations.reported(self._uplink.sent, time.monotonic())
+            self._confirmations.reported(self._uplink.sent)
             self._confirm()
         self._transmit()
 
     def _confirm(self) -> None:
         """Does what has waited for the coordinator to hear of something."""
-        if self._uplink.state is State.OPEN:
-            due = self._confirmations.heard(self._uplink.sent - self._uplink.unacknowledged, time.monotonic())
+        alone = self._pressed and self._uplink.silence(time.monotonic()) > SILENCE
+        if self._uplink.state is State.OPEN and not alone:
+            due = self._confirmations.heard(self._uplink.sent - self._uplink.unacknowledged)
         else:
             due = self._confirmations.give_up()
         for callback in due:
@@ -316,6 +323,7 @@ class Worker:
             pid=os.getpid(),
             address=str(self._address),
             memory=self._sample.message(),
+            leaving=self._leaving or self._finishing is not None,
             sessions=[
                 self._join(stream, stream.hello)
                 for stream in self._servicer.streams.values()
@@ -324,6 +332,18 @@ class Worker:
         )
 
     # The end
+
+    def _terminated(self) -> None:
+        """SIGTERM. The coordinator says when to drain, for it knows what still waits for participants here.
+
+        Without one, or at the second SIGTERM, that is now.
+        """
+        self._pressed = self._leaving
+        self._leaving = True
+        if self._pressed or self._uplink.state is not State.OPEN:
+            self._finish(self._settings.orphan_grace, None)
+        self._reports.leaving()
+        self._schedule_flush()
 
     def _finish(self, grace: float, reason: str | None) -> None:
         if self._finishing is None:

@@ -173,6 +173,7 @@ class Hello(google.protobuf.message.Message):
     SESSIONS_FIELD_NUMBER: builtins.int
     HANDSHAKE_FIELD_NUMBER: builtins.int
     MEMORY_FIELD_NUMBER: builtins.int
+    LEAVING_FIELD_NUMBER: builtins.int
     version: builtins.int
     """of the link protocol"""
     worker: builtins.int
@@ -182,6 +183,8 @@ class Hello(google.protobuf.message.Message):
     """host:port where participants reach this worker"""
     handshake: builtins.int
     """1, 2, 3 … within one incarnation; the same on a Hello that is repeated"""
+    leaving: builtins.bool
+    """it has been told to end, or drains already"""
     @property
     def sessions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Join]: ...
     @property
@@ -199,9 +202,10 @@ class Hello(google.protobuf.message.Message):
         sessions: collections.abc.Iterable[Global___Join] | None = ...,
         handshake: builtins.int = ...,
         memory: Global___Memory | None = ...,
+        leaving: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["memory", b"memory"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "handshake", b"handshake", "incarnation", b"incarnation", "memory", b"memory", "pid", b"pid", "sessions", b"sessions", "version", b"version", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "handshake", b"handshake", "incarnation", b"incarnation", "leaving", b"leaving", "memory", b"memory", "pid", b"pid", "sessions", b"sessions", "version", b"version", "worker", b"worker"]) -> None: ...
 
 Global___Hello: typing_extensions.TypeAlias = Hello
 
@@ -391,6 +395,9 @@ class Report(google.protobuf.message.Message):
     PARTIALS_FIELD_NUMBER: builtins.int
     END_SESSIONS_FIELD_NUMBER: builtins.int
     END_REASONS_FIELD_NUMBER: builtins.int
+    LEAVING_FIELD_NUMBER: builtins.int
+    leaving: builtins.bool
+    """the manager has been told to end, and waits for a Drain"""
     @property
     def payloads(self) -> Global___Payloads: ...
     @property
@@ -422,9 +429,10 @@ class Report(google.protobuf.message.Message):
         partials: collections.abc.Iterable[Global___Partial] | None = ...,
         end_sessions: collections.abc.Iterable[builtins.int] | None = ...,
         end_reasons: collections.abc.Iterable[Global___EndReason.ValueType] | None = ...,
+        leaving: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["payloads", b"payloads"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["answer_sessions", b"answer_sessions", "answer_tags", b"answer_tags", "end_reasons", b"end_reasons", "end_sessions", b"end_sessions", "folded", b"folded", "joins", b"joins", "partials", b"partials", "payloads", b"payloads"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answer_sessions", b"answer_sessions", "answer_tags", b"answer_tags", "end_reasons", b"end_reasons", "end_sessions", b"end_sessions", "folded", b"folded", "joins", b"joins", "leaving", b"leaving", "partials", b"partials", "payloads", b"payloads"]) -> None: ...
 
 Global___Report: typing_extensions.TypeAlias = Report
 

@@ -15,7 +15,7 @@ import pytest
 from coordinator.attachment import CONTROL_VERSION, Attachment
 from coordinator.control import Subject, _Servicer
 from coordinator.passing import Outgoing
-from coordinator.supervisor import Slot
+from coordinator.slot import Slot
 from coordinator.workers import _spare_descriptors
 from coordinator.writer import MAX_BATCH_BYTES, BatchWriter
 from manager.blobs import CAN_SHARE, SHARE_SIZE, Blob, Payload, Sample, open_shared, view_of

@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,7 +18,8 @@ from coordinator.process import OnExit
 from coordinator.rolling import RollingRestart
 from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
-from coordinator.supervisor import Slot, Supervisor
+from coordinator.slot import Slot
+from coordinator.supervisor import Supervisor
 from manager.errors import Closed
 from manager.listen import Address
 
@@ -141,10 +143,54 @@ async def test_one_that_says_nothing_is_killed(harness: Harness) -> None:
     await harness.start()
     harness.exit(1, 0)
     slot = harness.supervisor.slots[1]
-    assert slot.boot_check is not None
+    assert slot.check is not None
     assert slot.next_start is None
     harness.supervisor._check_boot(slot)
     assert harness.spawned[-1].signals == [signal.SIGKILL]
+
+
+@with_harness
+async def test_one_that_freezes_after_its_goodbye_is_killed(harness: Harness) -> None:
+    await harness.start()
+    with mock.patch("coordinator.supervisor.EXIT_TIME", 0.0):
+        harness.supervisor.departed(1)
+    async with asyncio.timeout(20):
+        while not harness.spawned[1].signals:  # noqa: ASYNC110 - it is a timer's
+            await asyncio.sleep(0.001)
+    assert harness.spawned[1].signals == [signal.SIGKILL]
+    assert harness.spawned[0].signals == []
+    harness.exit(1, -9)
+    assert len(harness.spawned) == 3, "at once: it had drained"
+    assert harness.supervisor.slots[1].check is not None, "that of the next one's boot"
+
+
+@with_harness
+async def test_one_that_freezes_while_it_boots_holds_up_no_stop(harness: Harness) -> None:
+    await harness.start()
+    harness.exit(1, 0)
+    with mock.patch("coordinator.supervisor.STOP_SLACK", 0.0):
+        stopping = asyncio.ensure_future(harness.supervisor.stop(600.0))
+        await turns()
+    async with asyncio.timeout(20):
+        while signal.SIGKILL not in harness.spawned[-1].signals:  # noqa: ASYNC110 - it is a timer's
+            await asyncio.sleep(0.001)
+    assert harness.spawned[-1].signals == [signal.SIGTERM, signal.SIGKILL]
+    assert harness.spawned[0].signals == [], "it may drain for as long as it was told"
+    harness.exit(1, -9)
+    harness.exit(0, 0)
+    await stopping
+
+
+@with_harness
+async def test_a_stop_forgets_no_worker_that_has_said_goodbye(harness: Harness) -> None:
+    await harness.start()
+    harness.supervisor.departed(1)
+    stopping = asyncio.ensure_future(harness.supervisor.stop(600.0))
+    await turns()
+    assert harness.supervisor.slots[1].check is not None
+    harness.exit(0, 0)
+    harness.exit(1, 0)
+    await stopping
 
 
 # Rolling restarts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.confirmations import PATIENCE, Confirmations
+from manager.confirmations import Confirmations
 
 
 class Asked:
@@ -21,8 +21,8 @@ class Asked:
         self._count += 1
         self.confirmations.add(lambda: self.done.append(number))
 
-    def heard(self, number: int, now: float = 0.0) -> None:
-        for callback in self.confirmations.heard(number, now):
+    def heard(self, number: int) -> None:
+        for callback in self.confirmations.heard(number):
             callback()
 
     def give_up(self) -> None:
@@ -35,9 +35,9 @@ def test_what_is_reported_waits_until_that_is_heard() -> None:
     asked.add()
     asked.heard(7)
     assert asked.done == [], "it has not even been reported"
-    asked.confirmations.reported(3, 0.0)
+    asked.confirmations.reported(3)
     asked.add()
-    asked.confirmations.reported(4, 0.0)
+    asked.confirmations.reported(4)
     asked.heard(2)
     assert asked.done == []
     asked.heard(3)
@@ -46,16 +46,6 @@ def test_what_is_reported_waits_until_that_is_heard() -> None:
     asked.heard(4)
     assert asked.done == [0, 1]
     assert not asked.confirmations
-
-
-def test_nobody_is_waited_for_longer_than_that() -> None:
-    asked = Asked()
-    asked.add()
-    asked.confirmations.reported(3, 10.0)
-    asked.heard(2, 10.0 + PATIENCE - 0.1)
-    assert asked.done == []
-    asked.heard(2, 10.0 + PATIENCE)
-    assert asked.done == [0]
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "report", "hear", "give up"]), st.integers(0, 3)))
@@ -72,7 +62,7 @@ def test_all_is_done_once_in_order_and_never_too_early(steps: list[tuple[str, in
             added += 1
         elif step == "report":
             sent += 1
-            asked.confirmations.reported(sent, 0.0)
+            asked.confirmations.reported(sent)
             needs = [sent if need is None else need for need in needs]
         elif step == "hear":
             heard = min(sent, heard + number)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manager.members import Member, work_on
-from manager.pool import RETURN_TIME, Pool, Request
+from manager.pool import RETURN_TIME, RETURN_TIME_ANEW, Pool, Request
 from tests.manager.support import make_member
 
 EU = {"region": "eu"}
@@ -424,6 +424,21 @@ def test_who_is_not_back_in_time_is_missing_and_must_leave() -> None:
     assert not pool.expects("a")
     assert pool.next_deadline == 16.0
     assert pool.missing(math.inf) == [late]
+
+
+def test_nobody_is_missed_while_there_is_no_worker_for_those_who_move_nor_soon_after() -> None:
+    early, late = make_member(1, "a"), make_member(2, "b")
+    pool = make_pool(early, late)
+    pool.move(early, 0.0)
+    pool.shut()
+    assert pool.missing(1000.0) == []
+    assert pool.next_deadline == math.inf
+    pool.move(late, 1000.0)
+    pool.reopen(1000.0)
+    assert pool.next_deadline == 1000.0 + RETURN_TIME_ANEW
+    assert pool.missing(1000.0 + RETURN_TIME_ANEW - 0.1) == []
+    pool.reopen(1010.0)  # it wasn't shut
+    assert pool.missing(1000.0 + RETURN_TIME_ANEW) == [early, late]
 
 
 def test_of_many_who_move_each_gets_its_place_and_the_whole_time_after_that() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -36,7 +37,7 @@ GIVEN_UP = st.sampled_from([OutcomeKind.TIMED_OUT, OutcomeKind.CANCELLED])
 MAX_QUEUE = 3
 """Instructions that may wait for a participant here."""
 
-RETURN_TIME = 5.0
+RETURN_TIME, RETURN_TIME_ANEW = 5.0, 8.0
 """Seconds in which a participant that was moved is expected back here."""
 
 
@@ -52,8 +53,9 @@ def matches(member: Member, where: Mapping[str, str]) -> bool:
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.patch = mock.patch("manager.assignments.MAX_QUEUE", MAX_QUEUE)
-        self.patch.start()
+        self.patch = ExitStack()
+        self.patch.enter_context(mock.patch("manager.assignments.MAX_QUEUE", MAX_QUEUE))
+        self.patch.enter_context(mock.patch("manager.pool.RETURN_TIME_ANEW", RETURN_TIME_ANEW))
         self.pool = Pool(random.Random(0))
         self.pool.return_time, self.pool.returns_per_second = RETURN_TIME, math.inf
         self.table = CallTable(first_tag=1_000)
@@ -65,6 +67,7 @@ class Machine(RuleBasedStateMachine):
         self.pooled: list[Member] = []
         self.replaced: list[Member] = []  # out of the pool, but their worker has not said yet that they ended
         self.moving: dict[Member, float] = {}  # told to reconnect; until when they are expected
+        self.missed_from = 0.0  # nobody is missed before
         self.working: dict[Member, tuple[int, bytes]] = {}  # tag, payload
         self.tags: set[int] = set()
         self.answered_in_this_turn: set[tuple[Member, int]] = set()
@@ -278,11 +281,22 @@ class Machine(RuleBasedStateMachine):
         id = self.pick(data, list(self.moving)).participant_id
         self.join(id, where, accepts_cancel, worker)
 
+    @rule()
+    def no_worker_is_there(self) -> None:
+        self.pool.shut()
+        self.missed_from = math.inf
+
+    @rule()
+    def a_worker_is_there(self) -> None:
+        self.pool.reopen(self.now)
+        if self.missed_from == math.inf:
+            self.missed_from = self.now + RETURN_TIME_ANEW
+
     @precondition(lambda self: self.moving)
     @rule()
     def expect_nobody_back(self) -> None:
         """As when the coordinator drains."""
-        missing = self.pool.missing(float("inf"))
+        missing = self.pool.away
         assert missing == list(self.moving)
         for member in missing:
             self.end(member)
@@ -490,7 +504,9 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, seconds: int) -> None:
         self.now += seconds
         self.table.expire(self.now)
-        missing = [member for member, until in self.moving.items() if until <= self.now]
+        missing = [
+            member for member, until in self.moving.items() if max(until, self.missed_from) <= self.now
+        ]
         assert self.pool.missing(self.now) == missing
         for member in missing:
             self.end(member)
@@ -613,10 +629,11 @@ class Machine(RuleBasedStateMachine):
         assert self.table.next_deadline == min(running, default=None)
         assert len(self.table._deadlines) <= 65 + 2 * self.most_running
         waiting = [r.deadline for r in self.waiting.values() if r.deadline is not None]
-        assert self.pool.next_deadline == min([*waiting, *self.moving.values()], default=None)
+        back = [max(until, self.missed_from) for until in self.moving.values()]
+        assert self.pool.next_deadline == min([*waiting, *back], default=None)
 
     def teardown(self) -> None:
-        self.patch.stop()
+        self.patch.close()
         for member in [*self.there, *self.moving]:
             self.end(member)
             self.carry_out()

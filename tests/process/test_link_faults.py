@@ -151,7 +151,7 @@ async def both_ends(run_dir: Path, devices: Devices) -> AsyncIterator[InOneLoop]
             )
         yield InOneLoop(workers, managers)
         assert not killed
-        workers.drain_all(0.0)
+        workers.draining.drain_all(0.0)
         async with asyncio.timeout(PATIENCE):
             assert await asyncio.gather(*runs) == [None, None]
     finally:
