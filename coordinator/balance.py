@@ -6,8 +6,8 @@ too many are told to reconnect, and land anywhere, or, where workers have ports 
 fewest.
 
 A worker has too many if it has more than ``TOLERANCE`` times the mean and ``SLACK`` more (a random spread of
-a few is uneven by nature). If one has as much too few, all that are above the mean have too many. A few at a
-time: at most ``SHARE`` of all, or ``FEW``, are on their way at once.
+a few is uneven by nature). If one has as much too few, or none where another has several, all that are above
+the mean have too many. A few at a time: at most ``SHARE`` of all, or ``FEW``, are on their way at once.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def surplus(counts: Mapping[int, int], moving: int = 0) -> dict[int, int]:
         return {}
     mean = total / len(counts)
     most = TOLERANCE * mean + SLACK
-    if min(counts.values()) < mean / TOLERANCE - SLACK:
+    least = min(counts.values())
+    if least < mean / TOLERANCE - SLACK or (least == 0 and max(counts.values()) > 1):
         most = mean
     over = {worker: int(n - mean) for worker, n in counts.items() if n > most and n >= mean + 1}
     left = max(FEW, int(SHARE * total)) - moving

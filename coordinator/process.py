@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -50,11 +50,12 @@ class SpawnedProcess:
         self._on_exit = on_exit
         self.started_at = time.monotonic()
         # -P: never from the working directory, which may well have a manager.py of its own.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "manager", "start", *arguments],
-            stdin=subprocess.DEVNULL,
-            env=_environment(),
-        )
+        with _deaf_to_terminals():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "manager", "start", *arguments],
+                stdin=subprocess.DEVNULL,
+                env=_environment(),
+            )
         self.pid = self._process.pid
         self._watch = threading.Thread(target=self._wait, name=f"muster-watch-{self.pid}", daemon=True)
         try:
@@ -112,6 +113,19 @@ class AdoptedProcess:
 
 
 KILL = signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM
+
+
+@contextlib.contextmanager
+def _deaf_to_terminals() -> Iterator[None]:
+    """What is started here never gets a Ctrl-C or a hang-up, not even before it can ignore them itself."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _environment() -> dict[str, str]:

@@ -44,14 +44,16 @@ class LiveView:
         self._load = CpuLoad()
 
     def update(self, status: control_pb2.Status) -> None:
-        self._live.update(render_status(status, self._load), refresh=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self._live.update(render_status(status, self._load), refresh=True)
 
     def __enter__(self) -> Self:
-        self._live.start()
+        with contextlib.suppress(OSError):
+            self._live.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be gone
+        with contextlib.suppress(OSError):
             self._live.stop()
 
 

@@ -38,7 +38,7 @@ def test_workers_with_the_same_number_are_left_alone(workers: int, count: int) -
     assert surplus(dict.fromkeys(range(workers), count)) == {}
 
 
-@given(st.lists(st.integers(0, SLACK), min_size=2, max_size=20))
+@given(st.lists(st.integers(1, SLACK), min_size=2, max_size=20) | st.lists(st.integers(0, 1), max_size=20))
 def test_small_pools_are_left_alone(counts: list[int]) -> None:
     assert surplus(dict(enumerate(counts))) == {}
 
@@ -61,6 +61,7 @@ def test_somebody_is_moved_as_long_as_one_has_too_many(counts: dict[int, int]) -
     assume(counts)
     most, least = TOLERANCE * mean(counts) + SLACK, mean(counts) / TOLERANCE - SLACK
     uneven = any(n > most or n < least for n in counts.values())
+    uneven = uneven or (min(counts.values()) == 0 and max(counts.values()) > 1)
     assert bool(surplus(counts)) == (uneven and max(counts.values()) >= mean(counts) + 1)
 
 
@@ -68,6 +69,12 @@ def test_somebody_is_moved_as_long_as_one_has_too_many(counts: dict[int, int]) -
 def test_no_more_are_moved_while_many_are_on_their_way(counts: dict[int, int], moving: int) -> None:
     total = sum(counts.values()) + moving
     assert sum(surplus(counts, moving).values()) <= max(0, max(FEW, SHARE * total) - moving)
+
+
+def test_no_worker_stays_empty_beside_one_that_has_several() -> None:
+    assert surplus({0: 4, 1: 0}) == {0: 2}
+    assert surplus({0: 4, 1: 3, 2: 0}) == {0: 1}
+    assert surplus({0: 1, 1: 0}) == {}
 
 
 def test_the_fullest_gives_first() -> None:

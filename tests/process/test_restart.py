@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +18,16 @@ import psutil
 import pytest
 
 from coordinator import CoordinatorGone, connect
-from tests.process.running import RunningCoordinator, again, kill, killed, own_port, run, start_coordinator
+from tests.process.running import (
+    BIN,
+    RunningCoordinator,
+    again,
+    kill,
+    killed,
+    own_port,
+    run,
+    start_coordinator,
+)
 from tests.support import PATIENCE, Devices, eventually, instruction
 
 
@@ -232,6 +244,60 @@ def test_when_the_terminal_is_gone_everything_ends_as_if_it_were_asked_to(
         assert coordinator.wait() == 0, coordinator.output
         assert not any(worker.is_running() for worker in workers)
         eventually(lambda: all(device.reconnect is not None for device in joined))
+
+
+IN_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@contextmanager
+def start_in_a_terminal(*options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A ``coordinator start`` whose controlling terminal this is; gives the process and our end of it."""
+    ours, its = pty.openpty()
+    arguments = [str(BIN / "coordinator"), "start", "--listen=127.0.0.1:0", "--control=127.0.0.1:0", *options]
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, *arguments],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+    ) as process:
+        os.close(its)
+        try:
+            yield process, ours
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.close(ours)
+
+
+def test_a_terminal_that_is_closed_leaves_nothing_behind() -> None:
+    with start_in_a_terminal("--workers=2") as (process, terminal):
+        seen = b""
+        while b"participants connect to" not in seen:
+            seen += os.read(terminal, 65536)
+        workers = psutil.Process(process.pid).children()
+        assert len(workers) == 2
+        os.close(terminal)
+        assert process.wait(PATIENCE) == 0
+        eventually(lambda: not any(worker.is_running() for worker in workers))
+
+
+def test_an_interrupt_while_workers_boot_is_no_traceback() -> None:
+    with start_in_a_terminal("--workers=2") as (process, terminal):
+        coordinator = psutil.Process(process.pid)
+        eventually(lambda: len(coordinator.children()) == 2)
+        os.write(terminal, b"\x03")
+        seen = b""
+        with contextlib.suppress(OSError):  # its end is closed
+            while data := os.read(terminal, 65536):
+                seen += data
+        assert process.wait(PATIENCE) == 0, seen
+        assert b"Traceback" not in seen, seen
 
 
 def test_workers_wait_for_the_next_coordinator_only_so_long(tmp_path: Path, devices: Devices) -> None:
