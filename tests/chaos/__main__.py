@@ -18,7 +18,7 @@ from tests.chaos.run import Run
 from tests.chaos.schedule import GRACEFUL, KINDS
 
 GROUPS = {
-    "worker": [kind for kind in KINDS if kind.startswith("worker-")],
+    "worker": [kind for kind in KINDS if kind.startswith(("worker-", "workers-"))],
     "participants": [kind for kind in KINDS if kind.startswith("participants-")],
     "connections": ["cut-some", "cut-all", "freeze"],
     "coordinator": ["coordinator-pause", "coordinator-kill", "restart-workers", "drain"],

@@ -75,6 +75,7 @@ class Injector:
             "coordinator-pause": self._coordinator_pause,
             "coordinator-kill": self._coordinator_kill,
             "restart-workers": self._restart_workers,
+            "workers-term": self._workers_term,
             "drain": self._drain,
         }
 
@@ -284,6 +285,25 @@ class Injector:
         self._measure(fault, start, None, start, end)
         return True
 
+    async def _workers_term(self, fault: Fault) -> bool:
+        before, workers = self._observer.sessions, self._workers()
+        start = time.monotonic()
+        for pid in workers.values():
+            os.kill(pid, signal.SIGTERM)
+
+        def all_are_others() -> bool:
+            now = self._observer.status.workers
+            return all(worker.state == "up" for worker in now) and not set(workers.values()) & {
+                worker.pid for worker in now
+            }
+
+        recovered = await self._observer.until(all_are_others, PATIENCE, start)
+        if recovered is None:
+            self.problems.append(f"{fault.kind}: not all workers again after {PATIENCE:g} s")
+        await self._touched(fault, start, before, None, "worker")
+        self._measure(fault, start, None, start, recovered)
+        return True
+
     async def _drain(self, fault: Fault) -> bool:
         process, before = self._cluster.coordinator, self._observer.sessions
         if process is None:
@@ -293,6 +313,7 @@ class Injector:
         if code != 0:
             self.problems.append(f"drain ended with {code}: {output.strip()}")
         ended = await self._cluster.ended(process, GRACE + 10.0)
+        exited = time.monotonic()
         if ended != 0:
             self.problems.append(f"a coordinator that was told to drain ended with {ended}, not with 0")
             process.kill()
@@ -301,7 +322,10 @@ class Injector:
         again = time.monotonic()
         await self._cluster.start_coordinator()
         back = await self._until_listed(set(before))
-        await self._touched(fault, start, before, set(before), "coordinator")
+        # It costs nobody anything but what is not over by then.
+        await self._touched(fault, start, before, None, "coordinator")
+        if exited >= start + GRACE:
+            self.disturbances.append(Disturbance("grace over", start + GRACE, exited + EFFECTS, None))
         self._measure(fault, start, None, again, back)
         return True
 

@@ -44,10 +44,13 @@ KINDS: dict[str, Kind] = {
     "coordinator-kill": Kind(2, "coordinator", 0.1, 2.0, 6.0),
     "restart-workers": Kind(1, "coordinator", 0.0, 0.0, 13.0),
     "drain": Kind(1, "coordinator", 0.1, 1.0, 12.0),
+    "workers-term": Kind(1, "coordinator", 0.0, 0.0, 10.0),
 }
-"""Of the last three, those that the coordinator at hand can do are asked for (see cluster.py)."""
+"""Of the last four, those that the coordinator at hand can do are asked for (see cluster.py)."""
 
-GRACEFUL = frozenset({"worker-pause", "worker-term", "coordinator-pause", "restart-workers"})
+GRACEFUL = frozenset(
+    {"worker-pause", "worker-term", "workers-term", "coordinator-pause", "restart-workers", "drain"}
+)
 """What loses no result."""
 
 
