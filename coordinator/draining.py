@@ -3,7 +3,7 @@
 - A worker that has been told to end (SIGTERM) says so, and is told to drain; a rolling restart asks for it.
 - If all are to go, one for whose participants instructions wait behind others stays until none do: they would
   have nowhere to go. Those that are moving may land anywhere, so what waits for them holds all.
-- While no worker lets anybody in, those who were told to come back aren't missed.
+- While no worker lets anybody in, or those that do are full, who was told to come back isn't missed.
 
 What a worker does about it is its own business (manager/worker.py), its process that of supervisor.py.
 """
@@ -50,7 +50,7 @@ class Draining:
             return False
         until = time.monotonic() + grace
         worker.drain_until = until if worker.drain_until is None else min(worker.drain_until, until)
-        self.look_who_accepts()
+        self.look_for_room()
         self._transport.drain(worker, grace)
         return True
 
@@ -93,11 +93,16 @@ class Draining:
             self.drain(worker, max(0.0, worker.drain_until - time.monotonic()))
         elif leaving:
             self.let_go(worker)
-        self.look_who_accepts()
+        self.look_for_room()
 
-    def look_who_accepts(self) -> None:
+    def look_for_room(self) -> None:
         """The link to a worker has been opened or lost, or it has been told to drain."""
-        accepting = (State.OPEN, None)
-        self._dispatcher.accept(
-            any((worker.downlink.state, worker.drain_until) == accepting for worker in self._workers)
-        )
+        up = [worker for worker in self._workers if worker.downlink.state is State.OPEN]
+        self._dispatcher.has_room(sum(worker.capacity for worker in up if worker.drain_until is None))
+
+    def tick(self) -> None:
+        """Where there is too little room, others wait for as long as a worker drains, and some time more."""
+        if any(
+            worker.drain_until is not None and worker.downlink.state is State.OPEN for worker in self._workers
+        ):
+            self.look_for_room()

@@ -33,6 +33,7 @@ class Worker:
     orders: OrdersBatch = field(default_factory=OrdersBatch)
     heartbeat: link_pb2.Heartbeat = field(default_factory=link_pb2.Heartbeat)
     memory_pid: int = 0  # whose descriptors its payloads are named by
+    capacity: int = 0  # participants that it may have
     drain_until: float | None = None  # monotonic; it has been told to drain, and lets nobody in any more
     refused_before: Counter[str] = field(default_factory=Counter)  # by earlier incarnations
 

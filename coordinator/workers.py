@@ -61,7 +61,9 @@ class Workers:
         self.dispatcher = Dispatcher(self._transport, first_tag=epoch)
         self.dispatcher.max_message = settings.limits.max_message
         self.draining = Draining(self.workers, self.dispatcher, self._transport, settings.orphan_grace)
-        self.dispatcher.pool.returns_per_second = moves_per_second(settings.limits.max_joins)
+        pool, limits = self.dispatcher.pool, settings.limits
+        pool.returns_per_second = moves_per_second(limits.max_joins)
+        pool.return_time_anew = max(pool.return_time_anew, limits.come_back[1] + pool.return_time)
         self.on_booted: Callable[[int], None] = lambda index: None
         self.on_departed: Callable[[int], None] = lambda index: None
         self.on_silent: Callable[[int], None] = lambda index: None
@@ -150,11 +152,11 @@ class Workers:
         """Nothing will come of this incarnation any more: its participants are lost."""
         worker.downlink.gone()
         worker.orders.clear()
-        self.draining.look_who_accepts()
         members = list(worker.members.values())
         worker.members.clear()
         for member in members:
             self.dispatcher.ended(member)
+        self.draining.look_for_room()
         self.dispatcher.worker_lost(worker.index)
 
     # From the links
@@ -304,7 +306,7 @@ class Workers:
             if worker.downlink.incarnation > 1:
                 self._balance.restarted(time.monotonic())
             log.info("worker %d is up at %s (pid %d)", worker.index, hello.address, hello.pid)
-        worker.pid, worker.address = hello.pid, hello.address
+        worker.pid, worker.address, worker.capacity = hello.pid, hello.address, hello.capacity
         self.on_booted(worker.index)
         self.draining.greeted(worker, leaving=hello.leaving)
 
@@ -324,6 +326,7 @@ class Workers:
                         "tick", "the link to worker %d could not be served", worker.index
                     )
             try:
+                self.draining.tick()
                 if self._balance.due(now):
                     self._even_out()
             except Exception:

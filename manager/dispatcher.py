@@ -153,14 +153,10 @@ class Dispatcher:
         """
         return any(member.queue for member in itertools.chain(members, self.pool.away))
 
-    def accept(self, accepts: bool) -> None:
-        """Whether there is a worker that lets in who is told to reconnect. Until there is one they aren't
-        missed."""
-        if accepts:
-            self.pool.reopen(time.monotonic())
-            self._watch(self.pool.next_deadline)
-        else:
-            self.pool.shut()
+    def has_room(self, room: int) -> None:
+        """How many participants there may be in all, on workers that let anybody in."""
+        self.pool.has_room(room, time.monotonic())
+        self._watch(self.pool.next_deadline)
 
     def _over(self) -> Closed:
         return Closed(self.failure or ("it has been closed already" if self._closed else DRAINING))

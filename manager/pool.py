@@ -29,8 +29,8 @@ RETURN_TIME = 15.0
 those who move is there (admission.py)."""
 
 RETURN_TIME_ANEW = 45.0
-"""The same from when on there is a worker for them again, if there was none for a while: by then participants
-may wait for up to 30 s between two attempts."""
+"""The same if there was no worker for them for a while, from when on there is one: by then they may wait for up
+to 30 s between two attempts. It is more if those who find no room are told to come back later still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class Pool:
         self._moving: dict[int, tuple[Member, float]] = {}  # and until when they are expected; by key
         self._moving_by_id: dict[str, Member] = {}
         self.return_time = RETURN_TIME
+        self.return_time_anew = RETURN_TIME_ANEW
         self.returns_per_second: float = MOVES_PER_SECOND
         """How many of those who are told to reconnect are told to come back in the same second."""
         self._last_return = 0.0  # the place of the last of them
@@ -178,17 +179,20 @@ class Pool:
         """Whether somebody of this name is there already, or expected: a newcomer takes no other's place."""
         return participant_id in self._by_id or self.expects(participant_id)
 
-    def shut(self) -> None:
-        """There is no worker that lets anybody in: nobody is missed until there is one again (``reopen``)."""
-        self._missed_from = math.inf
+    def has_room(self, room: int, now: float) -> None:
+        """The workers that let anybody in may have so many participants in all.
 
-    def reopen(self, now: float) -> None:
-        """There is a worker for those who move."""
-        if self.is_shut:
-            self._missed_from = now + RETURN_TIME_ANEW
+        If that is none, nobody is missed until there is one again. If it is too few, nobody is for a while:
+        who finds no room is told to come back later.
+        """
+        if not room:
+            self._missed_from = math.inf
+        elif self.is_shut or room < len(self._members) + len(self._moving):
+            self._missed_from = now + self.return_time_anew
 
     @property
     def is_shut(self) -> bool:
+        """Whether there is no worker that lets anybody in."""
         return self._missed_from == math.inf
 
     def missing(self, now: float) -> list[Member]:

@@ -92,6 +92,7 @@ class Servicer:
         self._sink = sink
         self._limits = limits
         self._room = room(limits, files)
+        self.capacity = self._room.participants
         self.connections = self._room.connections  # that a server for this may keep
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
@@ -101,7 +102,7 @@ class Servicer:
         self._log = Sparingly(log)
         self.refused: Refused = Counter()  # so far, by whatever has to do with this worker's port
         self._admission = Admission(
-            capacity=self._room.participants,
+            capacity=self.capacity,
             max_joins=limits.max_joins,
             come_back=limits.come_back,
             refused=self.refused,
@@ -295,7 +296,7 @@ class Servicer:
                 stream,
                 delay,
                 len(self.streams),
-                self._room.participants,
+                self.capacity,
                 self._limits.max_joins,
             )
 

@@ -324,6 +324,7 @@ class Worker:
             address=str(self._address),
             memory=self._sample.message(),
             leaving=self._leaving or self._finishing is not None,
+            capacity=self._servicer.capacity,
             sessions=[
                 self._join(stream, stream.hello)
                 for stream in self._servicer.streams.values()

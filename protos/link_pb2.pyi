@@ -174,6 +174,7 @@ class Hello(google.protobuf.message.Message):
     HANDSHAKE_FIELD_NUMBER: builtins.int
     MEMORY_FIELD_NUMBER: builtins.int
     LEAVING_FIELD_NUMBER: builtins.int
+    CAPACITY_FIELD_NUMBER: builtins.int
     version: builtins.int
     """of the link protocol"""
     worker: builtins.int
@@ -185,6 +186,8 @@ class Hello(google.protobuf.message.Message):
     """1, 2, 3 … within one incarnation; the same on a Hello that is repeated"""
     leaving: builtins.bool
     """it has been told to end, or drains already"""
+    capacity: builtins.int
+    """participants that it may have"""
     @property
     def sessions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Join]: ...
     @property
@@ -203,9 +206,10 @@ class Hello(google.protobuf.message.Message):
         handshake: builtins.int = ...,
         memory: Global___Memory | None = ...,
         leaving: builtins.bool = ...,
+        capacity: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["memory", b"memory"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "handshake", b"handshake", "incarnation", b"incarnation", "leaving", b"leaving", "memory", b"memory", "pid", b"pid", "sessions", b"sessions", "version", b"version", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "capacity", b"capacity", "handshake", b"handshake", "incarnation", b"incarnation", "leaving", b"leaving", "memory", b"memory", "pid", b"pid", "sessions", b"sessions", "version", b"version", "worker", b"worker"]) -> None: ...
 
 Global___Hello: typing_extensions.TypeAlias = Hello
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
 from typing import Any
@@ -21,12 +22,12 @@ class Cluster:
     """Workers with links that are open, and the participants on them."""
 
     def __init__(self, count: int) -> None:
-        self.workers = [Worker(index, self.link(index)) for index in range(count)]
+        self.workers = [Worker(index, self.link(index), capacity=2) for index in range(count)]
         transport = LinkTransport(self.workers, self.note)
         self.asked: list[tuple[int, float]] = []  # who was told to drain, and its grace
         self.dispatcher = Dispatcher(transport)
         self.draining = Draining(self.workers, self.dispatcher, transport, orphan_grace=30.0)
-        self.draining.look_who_accepts()
+        self.draining.look_for_room()
 
     def link(self, index: int) -> Downlink:
         link = Downlink(index, 1, epoch=7, heartbeat=1.0, liveness=3.0, grace=30.0)
@@ -275,6 +276,26 @@ async def test_one_that_drained_before_this_coordinator_was_there_is_known_to_le
     worker.downlink, worker.drain_until = cluster.link(0), None
     cluster.draining.greeted(worker, leaving=False)
     assert cluster.lets_in()
+
+
+@with_workers(2)
+async def test_while_a_worker_drains_nobody_is_missed_for_whom_there_is_no_room(cluster: Cluster) -> None:
+    member, pool = cluster.join(0, "a"), cluster.dispatcher.pool
+    for name in "bcd":
+        cluster.join(1, name)
+    cluster.draining.drain(cluster.workers[0], 60.0)
+    cluster.move(member)
+    first = pool.next_deadline
+    assert first is not None
+    assert first > time.monotonic() + pool.return_time_anew - 5.0
+    await asyncio.sleep(0.001)
+    cluster.draining.tick()
+    second = pool.next_deadline
+    assert second is not None
+    assert second > first
+    cluster.workers[0].downlink.gone()
+    cluster.draining.tick()
+    assert pool.next_deadline == second
 
 
 @with_workers(1)

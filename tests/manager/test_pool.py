@@ -430,15 +430,31 @@ def test_nobody_is_missed_while_there_is_no_worker_for_those_who_move_nor_soon_a
     early, late = make_member(1, "a"), make_member(2, "b")
     pool = make_pool(early, late)
     pool.move(early, 0.0)
-    pool.shut()
+    pool.has_room(0, 0.0)
     assert pool.missing(1000.0) == []
     assert pool.next_deadline == math.inf
     pool.move(late, 1000.0)
-    pool.reopen(1000.0)
+    pool.has_room(2, 1000.0)
     assert pool.next_deadline == 1000.0 + RETURN_TIME_ANEW
     assert pool.missing(1000.0 + RETURN_TIME_ANEW - 0.1) == []
-    pool.reopen(1010.0)  # it wasn't shut
+    pool.has_room(2, 1010.0)  # as before
     assert pool.missing(1000.0 + RETURN_TIME_ANEW) == [early, late]
+
+
+def test_where_there_is_too_little_room_nobody_is_missed_for_a_while() -> None:
+    """Those who find none are told to come back later."""
+    stays, moves = make_member(1, "a"), make_member(2, "b")
+    pool = make_pool(stays, moves)
+    pool.return_time_anew = 100.0
+    pool.move(moves, 0.0)
+    pool.has_room(1, 10.0)
+    assert pool.next_deadline == 110.0
+    pool.has_room(1, 50.0)
+    assert pool.next_deadline == 150.0
+    pool.has_room(2, 60.0)
+    assert pool.missing(149.9) == []
+    assert pool.missing(150.0) == [moves]
+    assert not pool.is_shut
 
 
 def test_of_many_who_move_each_gets_its_place_and_the_whole_time_after_that() -> None:

@@ -281,15 +281,12 @@ class Machine(RuleBasedStateMachine):
         id = self.pick(data, list(self.moving)).participant_id
         self.join(id, where, accepts_cancel, worker)
 
-    @rule()
-    def no_worker_is_there(self) -> None:
-        self.pool.shut()
-        self.missed_from = math.inf
-
-    @rule()
-    def a_worker_is_there(self) -> None:
-        self.pool.reopen(self.now)
-        if self.missed_from == math.inf:
+    @rule(room=st.integers(0, 4))
+    def workers_have_room(self, room: int) -> None:
+        self.pool.has_room(room, self.now)
+        if room == 0:
+            self.missed_from = math.inf
+        elif self.missed_from == math.inf or room < len(self.pooled) + len(self.moving):
             self.missed_from = self.now + RETURN_TIME_ANEW
 
     @precondition(lambda self: self.moving)

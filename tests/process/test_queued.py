@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,15 @@ import pytest
 
 from coordinator import Coordinator, CoordinatorGone, connect
 from manager import CallTimeout, Closed, create_participant_manager
-from tests.process.running import RunningCoordinator, command, killed, start_coordinator
+from manager.limits import Limits
+from protos.messages import instruction as make_instruction
+from tests.process.running import (
+    RunningCoordinator,
+    command,
+    killed,
+    start_coordinator,
+    start_participants,
+)
 from tests.support import PATIENCE, Devices, eventually, instruction
 
 
@@ -139,6 +148,38 @@ def test_who_moves_is_not_missed_while_there_is_no_worker_to_move_to(
         eventually(lambda: is_next_up(coordinator))
         devices.join(coordinator.listen, 2)
         assert len(waiting.result(20).results) == 2
+
+
+def test_who_finds_no_room_is_waited_for_until_there_is_some(
+    tmp_path: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All places are taken, and a worker is renewed."""
+    monkeypatch.setattr("manager.pool.RETURN_TIME", 0.1)
+    with (
+        Coordinator(
+            workers=2,
+            listen="127.0.0.1:0",
+            log_level="critical",
+            limits=Limits(max_per_worker=2, come_back=(0.2, 0.5)),
+        ) as coordinator,
+        ThreadPoolExecutor(2) as threads,
+        ExitStack() as stack,
+    ):
+        (device,) = devices.join(coordinator.listen, 1)
+        (holds,) = coordinator.get_participants(1, timeout=20)
+        start_participants(stack, tmp_path / "participants.log", coordinator.listen, "p", 3)
+        cohort = coordinator.get_participants(4, timeout=60)
+        moves = next(proxy for proxy in cohort if proxy.worker == holds.worker and proxy is not holds)
+        working = threads.submit(holds.run, instruction("hold"))
+        assert device.holding.wait(20)
+        os.kill(coordinator.status().workers[holds.worker].pid, signal.SIGTERM)
+        eventually(lambda: coordinator.status().moving == 1)
+        refused = coordinator.status().refused["max_per_worker"]
+        waiting = threads.submit(moves.run, make_instruction("echo", config={"number": 1}), timeout=60)
+        eventually(lambda: coordinator.status().refused["max_per_worker"] > refused + 1)
+        device.release()
+        assert working.result(20)
+        assert waiting.result(PATIENCE).result.status == moves.id
 
 
 @pytest.mark.timed
