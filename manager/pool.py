@@ -29,8 +29,8 @@ RETURN_TIME = 15.0
 those who move is there (admission.py)."""
 
 RETURN_TIME_ANEW = 45.0
-"""The same if there was no worker for them for a while, from when on there is one: by then they may wait for up
-to 30 s between two attempts. It is more if those who find no room are told to come back later still."""
+"""The same if there was no worker for them for a while, from when on there is one: by then they may wait for
+up to 30 s between two attempts. It is more if those who find no room are told to come back later still."""
 
 
 @dataclass(frozen=True, slots=True)
