@@ -210,7 +210,7 @@ async def _serve(settings: Settings, live: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
-        loop.add_signal_handler(signal.SIGHUP, interrupted)  # the terminal is gone
+        loop.add_signal_handler(signal.SIGHUP, stop.set)  # the terminal is gone; often a SIGTERM's companion
 
     coordinator = RunningCoordinator(settings)
     starting = asyncio.ensure_future(coordinator.start())

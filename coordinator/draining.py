@@ -32,14 +32,21 @@ class Draining:
         dispatcher: Dispatcher,
         transport: LinkTransport,
         orphan_grace: float,
+        *,
+        share_port: bool = True,
     ) -> None:
-        """``orphan_grace`` is how many seconds the calls of a worker that was told to end may go on."""
+        """``orphan_grace`` is how many seconds the calls of a worker that was told to end may go on.
+
+        Unless workers ``share_port``, who is told to reconnect comes back to the same one, or the next there.
+        """
         self._workers = workers
         self._dispatcher = dispatcher
         self._transport = transport
         self._orphan_grace = orphan_grace
+        self._share_port = share_port
         self._loop = asyncio.get_running_loop()
         self._until = 0.0  # of all
+        self._timer: asyncio.TimerHandle | None = None
 
     def drain(self, worker: Worker, grace: float) -> bool:
         """Asks it to let running instructions finish, send participants away, and exit.
@@ -60,12 +67,15 @@ class Draining:
         Asked again it makes it shorter.
         """
         self._until = time.monotonic() + grace
+        drain_already = [worker for worker in self._workers if worker.drain_until is not None]
         self._dispatcher.on_settled = self._drain_those_free
         self._dispatcher.drain()
-        for worker in self._workers:
-            if worker.drain_until is not None:
-                self.drain(worker, grace)
-        self._loop.call_later(grace, self._drain_rest)
+        self._dispatcher.settle()  # what has just begun is to be known there first
+        for worker in drain_already:
+            self.drain(worker, grace)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(grace, self._drain_rest)
         self._drain_those_free()
 
     def _drain_rest(self) -> None:
@@ -98,11 +108,19 @@ class Draining:
     def look_for_room(self) -> None:
         """The link to a worker has been opened or lost, or it has been told to drain."""
         up = [worker for worker in self._workers if worker.downlink.state is State.OPEN]
-        self._dispatcher.has_room(sum(worker.capacity for worker in up if worker.drain_until is None))
+        room = sum(worker.capacity for worker in up if worker.drain_until is None)
+        if not self._share_port and self._any_drains:
+            pool = self._dispatcher.pool
+            room = min(room, max(0, len(pool) + pool.moving - 1))  # too little, whatever others have
+        self._dispatcher.has_room(room)
 
     def tick(self) -> None:
         """Where there is too little room, others wait for as long as a worker drains, and some time more."""
-        if any(
-            worker.drain_until is not None and worker.downlink.state is State.OPEN for worker in self._workers
-        ):
+        if self._any_drains:
             self.look_for_room()
+
+    @property
+    def _any_drains(self) -> bool:
+        return any(
+            worker.drain_until is not None and worker.downlink.state is State.OPEN for worker in self._workers
+        )

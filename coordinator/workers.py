@@ -60,7 +60,13 @@ class Workers:
         self._transport = LinkTransport(self.workers, self._transmit)
         self.dispatcher = Dispatcher(self._transport, first_tag=epoch)
         self.dispatcher.max_message = settings.limits.max_message
-        self.draining = Draining(self.workers, self.dispatcher, self._transport, settings.orphan_grace)
+        self.draining = Draining(
+            self.workers,
+            self.dispatcher,
+            self._transport,
+            settings.orphan_grace,
+            share_port=settings.share_port,
+        )
         pool, limits = self.dispatcher.pool, settings.limits
         pool.returns_per_second = moves_per_second(limits.max_joins)
         pool.return_time_anew = max(pool.return_time_anew, limits.come_back[1] + pool.return_time)
@@ -171,6 +177,9 @@ class Workers:
                 self._router.answer(identity, identify)
         if worker is None:
             return
+        if message.HasField("hello") and worker.downlink.begins(message.hello):
+            self.dispatcher.settle()  # within the old handshake; what is lost there is found missing
+            worker.orders.clear()
         for event in worker.downlink.received(message, time.monotonic()):
             self._handle(worker, event, payloads)
         self._transmit(worker)
@@ -334,7 +343,11 @@ class Workers:
 
     def _even_out(self) -> None:
         """Moves a few idle participants away from workers that have too many."""
-        up = [worker for worker in self.workers if worker.downlink.state is State.OPEN]
+        up = [
+            worker
+            for worker in self.workers
+            if worker.downlink.state is State.OPEN and worker.drain_until is None
+        ]
         if self.dispatcher.draining or not self.settled() or len(up) < 2:
             return
         address = ""

@@ -31,6 +31,9 @@ from protos.chunks import MAX_MESSAGE_SIZE
 
 log = logging.getLogger("muster.dispatcher")
 
+LATE = 1.0
+"""Seconds by which a timer that fires so late shows that this process was stopped."""
+
 DRAINING = "it is draining: what runs may finish, but nothing new begins"
 
 
@@ -355,8 +358,10 @@ class Dispatcher:
         self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._expire)
 
     def _expire(self) -> None:
-        self._timer, self._timer_at = None, float("inf")
         now = time.monotonic()
+        if now - self._timer_at > LATE:  # this process was stopped: who is back by now hasn't been read yet
+            self.pool.was_away(now)
+        self._timer, self._timer_at = None, float("inf")
         self.calls.expire(now)
         for member in self.pool.missing(now):
             self._sparingly.warning(

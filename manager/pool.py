@@ -32,6 +32,9 @@ RETURN_TIME_ANEW = 45.0
 """The same if there was no worker for them for a while, from when on there is one: by then they may wait for
 up to 30 s between two attempts. It is more if those who find no room are told to come back later still."""
 
+AWAY_TIME = 3.0
+"""Seconds after which all is known that was said while this process was stopped."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -189,6 +192,10 @@ class Pool:
             self._missed_from = math.inf
         elif self.is_shut or room < len(self._members) + len(self._moving):
             self._missed_from = now + self.return_time_anew
+
+    def was_away(self, now: float) -> None:
+        """Nobody has listened for a while: some may be back, and it isn't known yet."""
+        self._missed_from = max(self._missed_from, now + AWAY_TIME)
 
     @property
     def is_shut(self) -> bool:

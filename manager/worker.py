@@ -230,10 +230,15 @@ class Worker:
             self._confirm()
         self._transmit()
 
+    @property
+    def _alone(self) -> bool:
+        """Whether there is no coordinator to wait for."""
+        silent = self._uplink.silence(time.monotonic()) > SILENCE
+        return self._uplink.state is not State.OPEN or (self._pressed and silent)
+
     def _confirm(self) -> None:
         """Does what has waited for the coordinator to hear of something."""
-        alone = self._pressed and self._uplink.silence(time.monotonic()) > SILENCE
-        if self._uplink.state is State.OPEN and not alone:
+        if not self._alone:
             due = self._confirmations.heard(self._uplink.sent - self._uplink.unacknowledged)
         else:
             due = self._confirmations.give_up()
@@ -362,7 +367,10 @@ class Worker:
             self._uplink.goodbye("drained")
             self._transmit()
             until = time.monotonic() + GOODBYE_TIMEOUT
-            while self._uplink.unacknowledged and time.monotonic() < until:  # noqa: ASYNC110 - once, at the end
+            # One that is held up must not lose the last results; how long it may be silent has a limit.
+            while self._uplink.unacknowledged and (  # noqa: ASYNC110 - once, at the end
+                time.monotonic() < until or not self._alone
+            ):
                 await asyncio.sleep(0.01)
         except Exception as error:
             log.exception("this worker can't drain as it should; it exits all the same")

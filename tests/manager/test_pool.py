@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manager.members import Member, work_on
-from manager.pool import RETURN_TIME, RETURN_TIME_ANEW, Pool, Request
+from manager.pool import AWAY_TIME, RETURN_TIME, RETURN_TIME_ANEW, Pool, Request
 from tests.manager.support import make_member
 
 EU = {"region": "eu"}
@@ -455,6 +455,15 @@ def test_where_there_is_too_little_room_nobody_is_missed_for_a_while() -> None:
     assert pool.missing(149.9) == []
     assert pool.missing(150.0) == [moves]
     assert not pool.is_shut
+
+
+def test_nobody_is_missed_before_it_is_known_what_was_said_meanwhile() -> None:
+    member = make_member(1, "a")
+    pool = make_pool(member)
+    pool.move(member, 0.0)
+    pool.was_away(100.0)
+    assert pool.missing(100.0) == []
+    assert pool.missing(100.0 + AWAY_TIME) == [member]
 
 
 def test_of_many_who_move_each_gets_its_place_and_the_whole_time_after_that() -> None:
