@@ -225,12 +225,20 @@ class _Audit:
                 call.quorum is None or (results < call.quorum and not self._may_lack(call))
             ):
                 yield f"{call.id} was cancelled with {results} results{self.evidence(call)}"
+            if self._begun_in_a_drain(call):
+                continue  # nobody is there any more, of which its script may have heard or not
             for participant, kind, *_ in call.told:
                 if kind == "lost" and not self._was_touched(participant, call.acquired, call.ended):
                     yield (
                         f"{participant} was lost to {call.id}, and no fault had touched it"
                         f"{self.evidence(call, participant)}"
                     )
+
+    def _begun_in_a_drain(self, call: Call) -> bool:
+        return any(
+            fault.kind == "drain" and fault.start <= call.began <= fault.end
+            for fault in self.history.disturbances
+        )
 
     def _was_touched(self, participant: str, since: float, until: float) -> bool:
         return any(

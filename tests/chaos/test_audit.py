@@ -250,6 +250,15 @@ def test_a_loss_without_a_fault() -> None:
     assert audit(history) == []
 
 
+def test_a_drain_may_cost_what_begins_after_it_and_not_what_runs() -> None:
+    history = good()
+    (lost,) = (call for call in history.calls.values() if any(kind == "lost" for _, kind, *_ in call.told))
+    history.disturbances = [Disturbance("drain", lost.began + 0.01, lost.began + 5.0)]
+    assert rules(history) == {"outcomes have their cause"}
+    history.disturbances = [Disturbance("drain", lost.began - 0.01, lost.began + 5.0)]
+    assert audit(history) == []
+
+
 def test_a_timeout_before_the_time() -> None:
     history = good()
     history.calls["late"].ended = 5.3
