@@ -190,9 +190,13 @@ class LinkStranger:
     """A DEALER at the link's socket that is no manager."""
 
     def __init__(
-        self, endpoint: str, identity: bytes = b"", options: Mapping[int, int | bytes] | None = None
+        self,
+        endpoint: str,
+        identity: bytes = b"",
+        options: Mapping[int, int | bytes] | None = None,
+        watch: int = 0,
     ) -> None:
-        """``options`` are ZeroMQ's, such as keys."""
+        """``options`` are ZeroMQ's, such as keys; ``watch`` are the events that ``monitor`` tells."""
         self._context = zmq.Context(io_threads=1)
         self.socket = self._context.socket(zmq.DEALER)
         for option, value in (options or {}).items():
@@ -201,6 +205,8 @@ class LinkStranger:
             self.socket.setsockopt(zmq.IDENTITY, identity)
         self.socket.setsockopt(zmq.SNDTIMEO, 20_000)
         self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
+        if watch:  # now, for it may be refused at once, and only once
+            self.monitor = self.socket.get_monitor_socket(watch)
         self.socket.connect(endpoint)
 
     def send(self, frames: list[bytes]) -> None:

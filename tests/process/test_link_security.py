@@ -83,8 +83,10 @@ def of_a_worker(keys: Path) -> Options:
 
 
 @contextlib.contextmanager
-def stranger(running: live.Cluster, options: Options, identity: bytes = b"") -> Iterator[LinkStranger]:
-    dealer = LinkStranger(running.endpoint, identity, options)
+def stranger(
+    running: live.Cluster, options: Options, identity: bytes = b"", watch: int = 0
+) -> Iterator[LinkStranger]:
+    dealer = LinkStranger(running.endpoint, identity, options, watch)
     try:
         yield dealer
     finally:
@@ -139,26 +141,26 @@ def test_who_has_none_of_the_right_keys_gets_nowhere(running: live.Cluster, keys
     (worker, _) = running.status()["workers"]
     before = running.status()["link_errors"]
     its_own = f"0.{worker['incarnation']}.{worker['pid']}".encode()
-    with stranger(running, options(keys), its_own) as dealer:
-        handshakes = dealer.socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-            | zmq.EVENT_HANDSHAKE_SUCCEEDED
-        )
+    watch = (
+        zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    )
+    with stranger(running, options(keys), its_own, watch) as dealer:
         try:
             with contextlib.suppress(zmq.Again):  # it has been refused by now
                 dealer.socket.send_multipart(
                     hello_of(0, worker["incarnation"], pid=worker["pid"]), zmq.DONTWAIT
                 )
-            assert handshakes.poll(int(PATIENCE * 1000))
-            event = parse_monitor_message(handshakes.recv_multipart())
+            assert dealer.monitor.poll(int(PATIENCE * 1000))
+            event = parse_monitor_message(dealer.monitor.recv_multipart())
             assert event["event"] != zmq.EVENT_HANDSHAKE_SUCCEEDED
             eventually(lambda: running.status()["link_errors"] > before, what="a refusal that is counted")
             assert dealer.socket.poll(0) == 0
         finally:
             dealer.socket.disable_monitor()
-            handshakes.close()
+            dealer.monitor.close()
     (line, *_) = [
         record["event"] for record in running.coordinator.records() if re.search(words, record["event"])
     ]
