@@ -107,8 +107,7 @@ class Draining:
 
     def look_for_room(self) -> None:
         """The link to a worker has been opened or lost, or it has been told to drain."""
-        up = [worker for worker in self._workers if worker.downlink.state is State.OPEN]
-        room = sum(worker.capacity for worker in up if worker.drain_until is None)
+        room = sum(worker.capacity for worker in self._workers if worker.lets_in)
         if not self._share_port and self._any_drains:
             pool = self._dispatcher.pool
             room = min(room, max(0, len(pool) + pool.moving - 1))  # too little, whatever others have
@@ -121,6 +120,4 @@ class Draining:
 
     @property
     def _any_drains(self) -> bool:
-        return any(
-            worker.drain_until is not None and worker.downlink.state is State.OPEN for worker in self._workers
-        )
+        return any(worker.drains for worker in self._workers)

@@ -292,7 +292,7 @@ class RunningCoordinator:
         if self._supervisor is not None and self._supervisor.slots[index].given_up:
             return "failed"
         worker = self.workers.workers[index]
-        if worker.downlink.state is LinkState.OPEN and worker.drain_until is not None:
+        if worker.drains:
             return "draining"
         return {LinkState.AWAITED: "starting", LinkState.OPEN: "up", LinkState.GONE: "down"}[
             worker.downlink.state

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from coordinator.downlink import Downlink
+from coordinator.downlink import Downlink, State
 from coordinator.orders import OrdersBatch
 from manager.blobs import Payload, view_of
 from manager.call import Call, Send
@@ -36,6 +36,16 @@ class Worker:
     capacity: int = 0  # participants that it may have
     drain_until: float | None = None  # monotonic; it has been told to drain, and lets nobody in any more
     refused_before: Counter[str] = field(default_factory=Counter)  # by earlier incarnations
+
+    @property
+    def lets_in(self) -> bool:
+        """Whether participants can join there."""
+        return self.downlink.state is State.OPEN and self.drain_until is None
+
+    @property
+    def drains(self) -> bool:
+        """Whether it has been told to drain, and hasn't gone yet."""
+        return self.downlink.state is State.OPEN and self.drain_until is not None
 
     @property
     def refused(self) -> Counter[str]:

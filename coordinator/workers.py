@@ -343,11 +343,7 @@ class Workers:
 
     def _even_out(self) -> None:
         """Moves a few idle participants away from workers that have too many."""
-        up = [
-            worker
-            for worker in self.workers
-            if worker.downlink.state is State.OPEN and worker.drain_until is None
-        ]
+        up = [worker for worker in self.workers if worker.lets_in]
         if self.dispatcher.draining or not self.settled() or len(up) < 2:
             return
         address = ""

@@ -18,6 +18,7 @@ from typing import IO, Any
 import grpc
 import psutil
 
+from coordinator import Coordinator
 from coordinator.control_address import parse, target
 from coordinator.view import as_dict
 from protos import control_pb2
@@ -173,6 +174,12 @@ def killed(log: Path, *options: str) -> Iterator[RunningCoordinator]:
         for worker in workers:
             if worker.is_running():
                 worker.kill()
+
+
+def is_up(coordinator: Coordinator[Any], index: int, incarnation: int) -> bool:
+    """Whether this incarnation of a worker is."""
+    worker = coordinator.status().workers[index]
+    return (worker.state, worker.incarnation) == ("up", incarnation)
 
 
 @contextmanager

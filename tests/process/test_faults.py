@@ -34,7 +34,7 @@ from coordinator.restarts import MAX_DEATHS
 from coordinator.run_dir import default_path
 from manager.folding import INLINE_SIZE
 from manager.listen import Address
-from tests.process.running import own_port, start_coordinator, start_participants
+from tests.process.running import is_up, own_port, start_coordinator, start_participants
 from tests.support import PATIENCE, Devices, eventually, instruction, tensors
 
 
@@ -59,12 +59,7 @@ def test_the_participants_of_a_killed_worker_are_lost_and_its_slot_is_filled_aga
         assert set(outcome.results) == set(cohort) - doomed
         with pytest.raises(ParticipantLost):
             next(iter(doomed)).run(instruction("echo"))
-
-        def back() -> bool:
-            worker = coordinator.status().workers[victim]
-            return worker.state == "up" and worker.incarnation == 2
-
-        eventually(back)
+        eventually(lambda: is_up(coordinator, victim, incarnation=2))
         devices.join(coordinator.listen, 30, prefix="later")
         eventually(lambda: coordinator.status().workers[victim].participants > 0)
 

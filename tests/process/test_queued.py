@@ -19,6 +19,7 @@ from protos.messages import instruction as make_instruction
 from tests.process.running import (
     RunningCoordinator,
     command,
+    is_up,
     killed,
     start_coordinator,
     start_participants,
@@ -41,11 +42,6 @@ def terminate_all(coordinator: RunningCoordinator) -> None:
         worker.terminate()
     coordinator.send(signal.SIGTERM)
     coordinator.wait()
-
-
-def is_next_up(coordinator: Coordinator) -> bool:
-    (worker,) = coordinator.status().workers
-    return (worker.incarnation, worker.state) == (2, "up")
 
 
 @pytest.mark.parametrize("how", [drain, terminate, terminate_all])
@@ -145,7 +141,7 @@ def test_who_moves_is_not_missed_while_there_is_no_worker_to_move_to(
             moves.run(instruction("echo"), timeout=1.0)
         held.release()
         assert working.result(20)
-        eventually(lambda: is_next_up(coordinator))
+        eventually(lambda: is_up(coordinator, 0, incarnation=2))
         devices.join(coordinator.listen, 2)
         assert len(waiting.result(20).results) == 2
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coordinator import CallTimeout, Coordinator, connect
-from tests.process.running import again, kill, killed, start_coordinator
+from tests.process.running import again, is_up, kill, killed, start_coordinator
 from tests.support import Devices, eventually, instruction
 
 pytestmark = pytest.mark.timed
@@ -70,8 +70,3 @@ def test_a_frozen_worker_is_killed_and_its_slot_up_again_three_seconds_after_the
         began = time.monotonic()
         eventually(lambda: is_up(coordinator, 1, incarnation=2))
         assert time.monotonic() - began < liveness + 3.0
-
-
-def is_up(coordinator: Coordinator, index: int, incarnation: int) -> bool:
-    worker = coordinator.status().workers[index]
-    return (worker.state, worker.incarnation) == ("up", incarnation)
