@@ -13,6 +13,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := stream link control
 
+# Some containers set this. But tests start hundreds of processes: not each is to compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Nor is each to start a thread per CPU for products of matrices.
+test: export OPENBLAS_NUM_THREADS := 1
+
 .PHONY: demo demo-secure test check bench protos check-protos format clean
 
 demo: $(VENV)/.installed
@@ -23,7 +29,7 @@ demo-secure: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" honcho --procfile Procfile.secure start
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -m 'not timed' --numprocesses=logical --maxprocesses=4 --dist=worksteal
+	$(BIN)/pytest -m 'not timed' --numprocesses=auto --maxprocesses=8 --dist=worksteal
 	$(BIN)/pytest -m timed
 
 check: $(VENV)/.installed check-protos

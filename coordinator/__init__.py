@@ -16,7 +16,8 @@ tokens_cli.py     ``coordinator tokens``
 token_file.py     the file that it changes
 certs.py          ``coordinator certs``: which certificates and keys there are
 authority.py      what is in a certificate
-view.py           what the terminal shows
+view.py           what is shown of it: log lines, JSON
+terminal.py       tables, and a live display
 **deciding**
 downlink.py ★     the coordinator's side of the link to one worker
 restarts.py ★     what happens when a worker process ends

@@ -36,7 +36,7 @@ from manager.options import (
     take_limits,
     take_security,
 )
-from manager.usage import allow_many_files, calm_garbage_collection
+from manager.usage import allow_many_files, calm_garbage_collection, leave_linear_algebra_single
 
 
 @click.group()
@@ -171,6 +171,7 @@ def start(log_level: str, log_format: LogFormat, share_port: bool, **options: An
     Ctrl-C doesn't wait.
     """
     configure(log_level, log_format)
+    leave_linear_algebra_single()
     if share_port and not CAN_SHARE_PORT:
         raise click.UsageError("this platform can't share a port between workers; use --own-ports")
     limits, security = take_limits(options), take_security(options)
@@ -199,7 +200,7 @@ def start(log_level: str, log_format: LogFormat, share_port: bool, **options: An
 async def _serve(settings: Settings, live: bool) -> None:
     from coordinator.running import RunningCoordinator  # grpc and zmq load here: --help stays fast
     from coordinator.supervisor import ALL_GIVEN_UP
-    from coordinator.view import UPDATE_INTERVAL, LiveView, LogView, View, log
+    from coordinator.view import UPDATE_INTERVAL, LogView, View, log
 
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -232,7 +233,11 @@ async def _serve(settings: Settings, live: bool) -> None:
     )
     if not settings.share_port:
         log.info("workers don't share a port here; spread participants over the addresses yourself")
-    view: View = LiveView() if live else LogView()
+    view: View = LogView()
+    if live:
+        from coordinator.terminal import LiveView
+
+        view = LiveView()
     failed = asyncio.ensure_future(coordinator.failed.wait())
     try:
         with view:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
-from rich.console import Console
 
 from coordinator.control_address import ControlAddress, UnixAddress, parse
 from coordinator.settings import DEFAULT_CONTROL
@@ -116,14 +115,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="For programs
 @json_option
 def status(access: Access, as_json: bool) -> None:
     """Show a running coordinator: workers, participants, outcomes so far."""
-    from coordinator.view import as_dict, render_status
+    from coordinator.view import as_dict
 
     with _Asking(access) as stub:
         answer = stub.GetStatus(control_pb2.StatusRequest(), timeout=ANSWER_TIMEOUT)
     if as_json:
         click.echo(json.dumps(as_dict(answer), indent=2))
     else:
-        Console().print(render_status(answer))
+        from coordinator import terminal
+
+        terminal.show(terminal.render_status(answer))
 
 
 class Pairs(ParamType[tuple[str, str]]):
@@ -146,7 +147,7 @@ class Pairs(ParamType[tuple[str, str]]):
 @json_option
 def participants(access: Access, where: tuple[tuple[str, str], ...], as_json: bool) -> None:
     """List the participants that are connected now."""
-    from coordinator.view import as_dict, render_participants
+    from coordinator.view import as_dict
 
     request = control_pb2.ListParticipantsRequest(where=dict(where))
     with _Asking(access) as stub:
@@ -155,7 +156,9 @@ def participants(access: Access, where: tuple[tuple[str, str], ...], as_json: bo
     if as_json:
         click.echo(json.dumps([as_dict(participant) for participant in found], indent=2))
     elif found:
-        Console().print(render_participants(found))
+        from coordinator import terminal
+
+        terminal.show(terminal.render_participants(found))
     else:
         click.echo("no participants" + (" match" if where else " are connected"))
 
@@ -164,7 +167,8 @@ def participants(access: Access, where: tuple[tuple[str, str], ...], as_json: bo
 @reaching
 def top(access: Access) -> None:
     """Watch a running coordinator live, until Ctrl-C."""
-    from coordinator.view import UPDATE_INTERVAL, LiveView
+    from coordinator.terminal import LiveView
+    from coordinator.view import UPDATE_INTERVAL
 
     if not sys.stderr.isatty():
         raise click.UsageError("this needs a terminal; use `coordinator status` elsewhere")

@@ -23,9 +23,9 @@ from coordinator.restarts import MAX_WAIT, GiveUp, Restart, RestartPolicy
 from coordinator.run_dir import Recorded, RunDir
 from coordinator.settings import Settings
 from coordinator.slot import Slot
-from manager.cli import EXIT_COULD_NOT_START, EXIT_TIMEOUT
+from manager.cli import EXIT_COULD_NOT_START
 from manager.listen import Address
-from manager.worker import GOODBYE_TIMEOUT, OVERTIME
+from manager.timeouts import EXIT_TIMEOUT, GOODBYE_TIMEOUT, OVERTIME
 
 log = logging.getLogger("muster.coordinator")
 

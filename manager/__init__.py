@@ -68,6 +68,7 @@ security.py       whether participants are served with TLS, and how they are kno
 server.py         the single-process server
 orders.py         carries out what the coordinator orders
 worker.py         the worker process
+timeouts.py       how long each step of its end may take
 reports.py        what a worker tells the coordinator, batched
 sockets.py        ZeroMQ sockets on an event loop
 link_keys.py      the keys of a link over TCP

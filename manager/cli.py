@@ -31,10 +31,13 @@ from manager.options import (
     take_limits,
     take_security,
 )
-from manager.usage import allow_many_files, bind_to_cpu, forbid_core_dumps
-
-EXIT_TIMEOUT = 2.0
-"""Seconds that the process may take to exit once it has said goodbye; then it says where it hangs."""
+from manager.timeouts import EXIT_TIMEOUT
+from manager.usage import (
+    allow_many_files,
+    bind_to_cpu,
+    forbid_core_dumps,
+    leave_linear_algebra_single,
+)
 
 CORE_DUMPS = "MUSTER_CORE_DUMPS"
 """Variable of the environment: 1 lets a worker that is aborted or crashes write a core file."""
@@ -102,6 +105,7 @@ def start(
     """Run one worker in the foreground until it is drained or has no coordinator."""
     configure(log_level, log_format, worker=index)
     limits, security = take_limits(options), take_security(options)
+    leave_linear_algebra_single()
     from manager import worker  # grpc and zmq load here: --help stays fast
     from manager.link_keys import keys_for
 

@@ -21,6 +21,7 @@ from manager.logs import keep_headers_out
 from manager.open_sockets import AVAILABLE, OpenSockets
 from manager.security import Security
 from manager.servicer import Servicer
+from manager.timeouts import CLOSE_TIMEOUT
 from manager.watched import keep_looking, troubles
 from protos.chunks import MAX_FRAME_SIZE
 
@@ -66,10 +67,6 @@ def server_options(limits: Limits) -> dict[str, int]:
         "grpc.max_metadata_size": 2 * limits.max_metadata,
         "grpc.absolute_max_metadata_size": 2 * limits.max_metadata,
     }
-
-
-CLOSE_TIMEOUT = 1.0
-"""Seconds that participants who have been told to reconnect get to close their streams."""
 
 
 class Endpoint:

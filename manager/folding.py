@@ -39,9 +39,6 @@ REPORT_INTERVAL = 0.25
 HURRY_INTERVAL = 0.01
 """The same where a quorum is waited for."""
 
-FOLDING_TIMEOUT = 5.0
-"""Seconds that answers which are being folded in may still take when all participants are gone."""
-
 
 class BatchSink(Protocol):
     """Who is told what came of results. None of these may block or raise."""

@@ -22,7 +22,7 @@ from manager.call import Call, Send
 from manager.dispatcher import Dispatcher
 from manager.endpoint import Endpoint
 from manager.errors import StartError
-from manager.folding import FOLDING_TIMEOUT, Folding
+from manager.folding import Folding
 from manager.incoming import checked, pieces
 from manager.limits import Limits, room
 from manager.listen import CAN_SHARE_PORT, Address, reserve
@@ -35,6 +35,7 @@ from manager.security import Security
 from manager.servicer import Servicer
 from manager.shares import Folded, Partial
 from manager.stream import Stream
+from manager.timeouts import FOLDING_TIMEOUT
 from manager.usage import allow_many_files
 from manager.verdicts import REPLACED, EndReason
 from protos import stream_pb2

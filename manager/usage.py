@@ -59,6 +59,16 @@ def calm_garbage_collection() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
+def leave_linear_algebra_single() -> None:
+    """Has NumPy start no threads for products of matrices when it is imported: there are none here.
+
+    OpenBLAS starts one per CPU, each with memory of its own, in each worker: that is half the CPU time of an
+    import of NumPy. Reducers of users that need them say how many by one of the variables.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def keep_freed_memory() -> None:
     """Makes glibc keep memory for the next large message; for processes of our own, which call ``trim``.
 

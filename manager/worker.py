@@ -19,8 +19,8 @@ from google.protobuf.message import DecodeError
 
 from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_all, view_of
 from manager.confirmations import Confirmations
-from manager.endpoint import CLOSE_TIMEOUT, Endpoint
-from manager.folding import FOLDING_TIMEOUT, Folding
+from manager.endpoint import Endpoint
+from manager.folding import Folding
 from manager.incoming import checked
 from manager.limits import Limits
 from manager.link_keys import WorkerKeys
@@ -35,6 +35,7 @@ from manager.servicer import Servicer
 from manager.shares import Folded, Partial
 from manager.sockets import LinkSocket, routing_id
 from manager.stream import Stream
+from manager.timeouts import FOLDING_TIMEOUT, GOODBYE_TIMEOUT
 from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
 from manager.usage import Trimmer, calm_garbage_collection, keep_freed_memory, resident_bytes, trim
 from manager.verdicts import EndReason
@@ -52,15 +53,9 @@ looks at each. The coordinator's cost is per report."""
 BEAT_PAUSE = 0.5
 """Seconds until the next attempt when something has gone wrong with a heartbeat."""
 
-GOODBYE_TIMEOUT = 1.0
-"""Seconds that the coordinator gets to acknowledge the last reports."""
-
 SILENCE = 3.0
 """Seconds without a word from the coordinator after which a worker that is pressed to end waits for it no
 longer."""
-
-OVERTIME = CLOSE_TIMEOUT + FOLDING_TIMEOUT + GOODBYE_TIMEOUT
-"""Seconds that a drain may go on beyond its grace period."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ It searches without a deadline (a busy machine is no bug), and the same every ti
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -16,11 +17,28 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from coordinator.settings import default_workers
 from tests.support import eventually
 
 settings.register_profile("muster", deadline=None, max_examples=50)
 settings.register_profile("muster-ci", parent=settings.get_profile("muster"), derandomize=True)
 settings.load_profile("muster-ci" if os.environ.get("CI") else "muster")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Twice the CPUs, because tests wait half of their time."""
+    return 2 * default_workers()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The chaos run takes longest, so it begins first."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What lives by now lives to the end: nobody who collects garbage has to look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

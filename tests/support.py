@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import grpc
@@ -40,17 +39,6 @@ def eventually(condition: Callable[[], T | None], timeout: float = PATIENCE, wha
         if last:
             raise AssertionError(f"{what or 'the condition'} did not come true in {timeout:g} s: {value!r}")
         time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def collecting_only_what_is_new() -> Iterator[None]:
-    """Makes ``gc.collect`` fast, which looks through all modules of all tests otherwise."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def instruction(name: str, payload: bytes = b"") -> stream_pb2.ServerMessage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.test_layout import ROOT
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "RELIABILITY.md", "SECURITY.md", "protos/PROTOCOL.md"]
 
 
+@cache
 def all_tests() -> dict[str, set[str]]:
     """The names of the tests, by the name of their file without its folders."""
     found: dict[str, set[str]] = {}

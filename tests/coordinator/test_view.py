@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from coordinator.view import (
+from coordinator.terminal import (
     CpuLoad,
-    LogView,
-    as_dict,
     duration,
     mebibytes,
     render_participants,
     render_status,
 )
+from coordinator.view import LogView, as_dict
 from protos import control_pb2
 
 STATUS = control_pb2.Status(

@@ -34,10 +34,10 @@ def marked_environment(out: Path) -> dict[str, str]:
     }
 
 
-def start_procfile(name: str, environment: dict[str, str], log: Path) -> tuple[int, str]:
-    """Runs it to its end. Returns the exit code, and what was shown."""
+def start_procfile(name: str, environment: dict[str, str], log: Path, *processes: str) -> tuple[int, str]:
+    """Runs all of it to its end, or these processes. Returns the exit code, and what was shown."""
     with log.open("wb") as out:  # not a pipe, which would keep us waiting for whatever honcho left behind
-        command = [sys.executable, "-m", "honcho", "--procfile", name, "start"]
+        command = [sys.executable, "-m", "honcho", "--procfile", name, "start", *processes]
         ended = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, timeout=50
         )

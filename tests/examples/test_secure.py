@@ -117,7 +117,8 @@ def test_a_hospital_needs_its_certificate_and_its_token(
         (hospitals / f"hospital-2.{kind}").replace(hospitals / f"hospital-3.{kind}")
     make(place)
 
-    code, shown = start_procfile("Procfile.secure", environment, tmp_path / "log")
+    of_it = ("coordinator", "hospital-3")
+    code, shown = start_procfile("Procfile.secure", environment, tmp_path / "log", *of_it)
 
     assert code == 1, shown
     assert re.search(
@@ -134,7 +135,8 @@ def test_the_training_script_needs_its_token(
     revoke = ["tokens", "revoke", secure.SCRIPT, "--file", str(place / "scripts.txt")]
     assert CliRunner().invoke(cli.main, revoke).exit_code == 0
 
-    code, shown = start_procfile("Procfile.secure", environment, tmp_path / "log")
+    of_it = ("coordinator", "training")
+    code, shown = start_procfile("Procfile.secure", environment, tmp_path / "log", *of_it)
 
     assert code == 1, shown
     assert re.search(r"training\.1 +\| Error: .*the token is not valid here", shown), shown

@@ -31,7 +31,6 @@ from manager.blobs import (
 )
 from protos import link_pb2
 from protos.frames import Shared
-from tests.support import collecting_only_what_is_new
 
 pytestmark = pytest.mark.skipif(not CAN_SHARE, reason="no memory that processes can share on this platform")
 
@@ -42,12 +41,6 @@ def descriptors() -> set[str]:
 
 def mapped() -> int:
     return Path("/proc/self/maps").read_text().count("memfd:muster")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected_fast() -> Iterator[None]:
-    with collecting_only_what_is_new():
-        yield
 
 
 @pytest.fixture(autouse=True)

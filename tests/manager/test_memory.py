@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from manager.blobs import SHARE_SIZE, Blob, open_shared
 from manager.memory import MOST_RESTING, REST_TIME, Memory, can_tell
 from protos.frames import Shared
-from tests.support import collecting_only_what_is_new
 
 pytestmark = pytest.mark.skipif(not can_tell(), reason="this system doesn't know who reads memory")
 
@@ -47,12 +46,6 @@ class Subject(Memory):
         self.forget()
         assert self.resting == 0
         assert not self._sizes, "a piece was never given back"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected_fast() -> Iterator[None]:
-    with collecting_only_what_is_new():
-        yield
 
 
 @pytest.fixture

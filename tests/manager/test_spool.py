@@ -22,7 +22,6 @@ from manager.blobs import CAN_SHARE, Blob, Payload, open_shared
 from manager.spool import SPARE_DISK, NoRoomError, Spool
 from protos.chunks import Store
 from protos.frames import Shared
-from tests.support import collecting_only_what_is_new
 
 pytestmark = pytest.mark.skipif(not CAN_SHARE, reason="no memory that processes can share on this platform")
 
@@ -35,12 +34,6 @@ class Usage(NamedTuple):
 
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected_fast() -> Iterator[None]:
-    with collecting_only_what_is_new():
-        yield
 
 
 @pytest.fixture(autouse=True)

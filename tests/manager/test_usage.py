@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -208,3 +211,26 @@ def test_a_system_without_a_limit_counts_as_one_with_a_high_one(monkeypatch: pyt
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     monkeypatch.setattr(resource, "getrlimit", lambda _: unlimited)
     assert allow_many_files() == NO_LIMIT
+
+
+@pytest.mark.parametrize(("environment", "more"), [({}, False), ({"OMP_NUM_THREADS": "2"}, True)])
+def test_numpy_starts_no_threads_unless_somebody_wants_them(environment: dict[str, str], more: bool) -> None:
+    code = "\n".join(
+        [
+            "import psutil",
+            "from manager.usage import leave_linear_algebra_single",
+            "leave_linear_algebra_single()",
+            "before = psutil.Process().num_threads()",
+            "import numpy",
+            "print(psutil.Process().num_threads() - before)",
+        ]
+    )
+    others = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    started = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**others, **environment},
+    )
+    assert bool(int(started.stdout)) is (more and os.cpu_count() != 1)

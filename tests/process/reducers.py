@@ -10,8 +10,8 @@ from typing import cast
 
 import numpy as np
 
-from manager.folding import FOLDING_TIMEOUT
 from manager.reducers import Contribution, Reducer
+from manager.timeouts import FOLDING_TIMEOUT
 
 
 class Median(Reducer):

@@ -13,7 +13,7 @@ SECONDS = 35
 """Of faults; starting, settling and ending take about 20 more."""
 
 
-@pytest.mark.timed  # its audit allows calls 2.5 s beyond their time
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_whatever_is_killed_every_call_ends_and_nobody_is_lost_or_counted_twice(tmp_path: Path) -> None:
     report = tmp_path / "report.json"

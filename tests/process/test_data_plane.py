@@ -30,7 +30,6 @@ from tests.support import (
     PATIENCE,
     Device,
     Devices,
-    collecting_only_what_is_new,
     eventually,
     instruction,
     tensors,
@@ -67,12 +66,6 @@ def _memfds() -> list[str]:
         if link.startswith("/memfd:muster"):
             links.append(link)
     return links
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected_fast() -> Iterator[None]:
-    with collecting_only_what_is_new():
-        yield
 
 
 @pytest.fixture(autouse=True)

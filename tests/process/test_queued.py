@@ -178,7 +178,6 @@ def test_who_finds_no_room_is_waited_for_until_there_is_some(
         assert waiting.result(PATIENCE).result.status == moves.id
 
 
-@pytest.mark.timed
 def test_a_worker_without_a_coordinator_ends_at_the_second_signal(tmp_path: Path, devices: Devices) -> None:
     """It doesn't wait for its coordinator, which is gone, and can't say when to go."""
     with killed(

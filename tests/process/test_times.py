@@ -23,7 +23,7 @@ TIMEOUT = 0.2
 def test_timeouts_are_kept_to_a_tenth_of_a_second(tmp_path: Path, devices: Devices, work: str) -> None:
     """Whether the participant hangs in the call itself, or in one before it."""
     with start_coordinator(tmp_path / "coordinator.log", "--workers=2", "--grace=0.1") as coordinator:
-        count = 11
+        count = 5
         joined = devices.join(coordinator.listen, count)
         with connect(coordinator.control) as connection:
             cohort = connection.get_participants(count, timeout=20)
