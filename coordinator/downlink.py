@@ -80,6 +80,7 @@ class Downlink:
         self.index = index
         self.incarnation = incarnation
         self.state = State.AWAITED
+        self._departed = False
         self._epoch = epoch
         self._handshake = 0
         self._heartbeat = heartbeat
@@ -135,6 +136,9 @@ class Downlink:
         if body == "hello":
             return self._greeted(message, now)
         self._liveness.heard(now)
+        if self._departed:
+            self._end.acknowledge()  # what it waits for is lost if its connection was about to break
+            return []
         if self.state is not State.OPEN or not self._end.received(message, now):
             return []
         if body == "report":
@@ -144,6 +148,7 @@ class Downlink:
         if body == "goodbye":
             self._end.acknowledge()  # it waits for this before it exits
             self.state = State.GONE
+            self._departed = True
             return [Departed(message.goodbye.reason)]
         return []
 

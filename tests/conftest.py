@@ -70,9 +70,19 @@ def signals_as_in_a_terminal() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def _processes() -> list[psutil.Process]:
+    """All that descend from this one. Most often there are none, and that the system tells at once."""
+    if hasattr(os, "waitid"):
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return []
+    return psutil.Process().children(recursive=True)
+
+
 def _things() -> set[str]:
     """What a test may leave behind: child processes, threads, run directories."""
-    children = (f"process {child.pid}" for child in psutil.Process().children(recursive=True))
+    children = (f"process {child.pid}" for child in _processes())
     threads = (
         f"thread {thread.name}"
         for thread in threading.enumerate()

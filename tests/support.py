@@ -30,15 +30,16 @@ PATIENCE = 20.0
 
 def eventually(condition: Callable[[], T | None], timeout: float = PATIENCE, what: str = "") -> T:
     """Waits until the condition holds and returns its value; fails with the last value if it never does."""
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     while True:
-        last = time.monotonic() > deadline  # this process may have been held up itself since the look before
+        waited = time.monotonic() - began
+        last = waited > timeout  # this process may have been held up itself since the look before
         value = condition()
         if value:
             return value
         if last:
             raise AssertionError(f"{what or 'the condition'} did not come true in {timeout:g} s: {value!r}")
-        time.sleep(0.01)
+        time.sleep(min(max(0.01, waited / 20), 0.1))  # to look costs time, of others, too
 
 
 def instruction(name: str, payload: bytes = b"") -> stream_pb2.ServerMessage:

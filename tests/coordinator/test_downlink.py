@@ -185,6 +185,18 @@ def test_reports_beats_and_goodbyes_become_events() -> None:
     assert downlink.state is State.GONE
 
 
+def test_a_goodbye_is_acknowledged_again_whenever_its_worker_is_heard() -> None:
+    """It waits for that, and the connection on which it was said may break."""
+    downlink = opened()
+    downlink.received(up(sequence=1, goodbye=link_pb2.Goodbye(reason="drained")), 0.1)
+    downlink.gone()
+    for now in (0.2, 0.3):
+        assert downlink.received(up(heartbeat=link_pb2.Heartbeat(sent=1)), now) == []
+        (message,) = sent(downlink)
+        assert message.acknowledged == 1
+        assert message.WhichOneof("body") is None
+
+
 def test_a_report_is_handled_once_however_often_it_comes() -> None:
     downlink = opened()
     message = up(sequence=1, report=link_pb2.Report(end_sessions=[1]))

@@ -21,6 +21,8 @@ import pytest
 from coordinator import CallTimeout, Cohort, Coordinator, CoordinatorGone, ParticipantLost, connect
 from manager.folding import INLINE_SIZE
 from manager.pool import Pool
+from manager.timeouts import CLOSE_TIMEOUT, GOODBYE_TIMEOUT
+from protos import messages
 from protos.messages import from_scalars
 from protos.messages import instruction as make_instruction
 from tests.process.running import BIN, command, killed, run, start_coordinator, start_participants
@@ -116,6 +118,49 @@ def test_a_long_drain_can_be_shortened(tmp_path: Path, devices: Devices, how: st
             with contextlib.suppress(CoordinatorGone):
                 assert len(running.result(20).lost) == 1
         assert "does not stop by itself" not in coordinator.output, "it was killed, not asked"
+
+
+def test_a_hang_up_that_comes_with_a_sigterm_shortens_nothing(tmp_path: Path, devices: Devices) -> None:
+    """systemd sends both, if it is told to."""
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=600") as coordinator:
+        (device,) = devices.join(coordinator.listen, 1)
+        with connect(coordinator.control) as connection, ThreadPoolExecutor(1) as threads:
+            cohort = connection.get_participants(1, timeout=20)
+            running = threads.submit(cohort.run, instruction("hold"))
+            assert device.holding.wait(20)
+            coordinator.send(signal.SIGTERM)
+            eventually(lambda: coordinator.status()["draining"])
+            coordinator.send(signal.SIGHUP)
+            for _ in range(3):  # the signal has come by then, and what it leads to
+                assert coordinator.status()["calls"] == 1
+            device.release()
+            assert len(running.result(20).results) == 1
+        assert coordinator.wait() == 0, coordinator.output
+
+
+def test_the_last_results_wait_for_a_coordinator_that_is_held_up(tmp_path: Path, devices: Devices) -> None:
+    """For longer than one that is well would take to acknowledge them. Nothing else keeps the worker:
+    its participant has left by itself."""
+    with start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=600") as coordinator:
+        (device,) = devices.join(coordinator.listen, 1)
+        with connect(coordinator.control) as connection, ThreadPoolExecutor(1) as threads:
+            cohort = connection.get_participants(1, timeout=20)
+            running = threads.submit(cohort.run, instruction("hold"))
+            assert device.holding.wait(20)
+            (worker,) = coordinator.children()
+            coordinator.send(signal.SIGTERM)
+            eventually(lambda: coordinator.status()["workers"][0]["state"] == "draining")
+            coordinator.send(signal.SIGSTOP)
+            try:
+                device.send(messages.result(status="done").SerializeToString())
+                device.leave()
+                with pytest.raises(psutil.TimeoutExpired):
+                    worker.wait(CLOSE_TIMEOUT + 2 * GOODBYE_TIMEOUT)
+            finally:
+                coordinator.send(signal.SIGCONT)
+            (result,) = running.result(20).results.values()
+            assert result.result.status == "done"
+        assert coordinator.wait() == 0, coordinator.output
 
 
 def test_there_must_be_somebody_to_be_drained() -> None:
