@@ -181,12 +181,12 @@ def test_where_few_files_may_be_open_it_is_said_and_people_are_turned_away_in_ti
         assert "may open only 400 files here: 204 participants per worker" in warnings[0]
         assert "ulimit -n 65536" in warnings[0]
         assert "LimitNOFILE=" in warnings[0]
-        with herd(devices, coordinator.listen, 300) as coming, status_of(coordinator) as status:
+        with herd(devices, coordinator.listen, 260) as coming, status_of(coordinator) as status:
             eventually(lambda: status().participants == 204)
-            eventually(lambda: sum(bool(each.delays) for each in coming.all) == 96)
+            eventually(lambda: sum(bool(each.delays) for each in coming.all) == 56)
             refused = [refusal for each in coming.all for refusal in each.refused]
             assert not refused
-            eventually(lambda: sum(status().workers[0].refused.values()) == 96)
+            eventually(lambda: sum(status().workers[0].refused.values()) == 56)
             assert status().workers[0].refused.keys() <= {"max_per_worker", "open_files"}
         coordinator.send(signal.SIGTERM)
         assert coordinator.wait() == 0, coordinator.output
