@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.datasets import load_digits
 
 PIXELS = 64
 CLASSES = 10
@@ -53,6 +52,8 @@ class Examples:
 
 def load() -> tuple[Examples, Examples]:
     """The examples to train on (1,437), and those held out for testing (360): every time the same."""
+    from sklearn.datasets import load_digits  # this takes a second: whoever needs no data needn't wait
+
     images, labels = load_digits(return_X_y=True)
     examples = Examples((images / 16).astype(np.float32), labels.astype(np.int64))
     shuffled = np.random.default_rng(SEED).permutation(len(examples))

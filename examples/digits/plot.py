@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure  # not pyplot: this draws with Agg, whatever the machine has
-from matplotlib.ticker import MaxNLocator
-
 
 def save(path: Path, accuracies: Sequence[float], pooled: float) -> None:
     """Writes a PNG; ``accuracies`` holds one number for each round, the first one's first."""
+    # Not before there is something to draw. Not pyplot: this draws with Agg, whatever the machine has.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     rounds = range(1, len(accuracies) + 1)

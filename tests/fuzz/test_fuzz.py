@@ -6,7 +6,7 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
@@ -82,29 +82,33 @@ def tensor(content: bytes) -> bytes:
 
 LARGE = 24 * 2**20
 
-BOMBS = {
-    "as many empty tensors as fit into a message": result(b"\x1a\x00" * 2_000_000),
-    "tensors with names of their own": result(
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "as many empty tensors as fit into a message": lambda: result(b"\x1a\x00" * 2_000_000),
+    "tensors with names of their own": lambda: result(
         b"".join(tensor(b"\x0a\x08%08d\x10\x02" % number) for number in range(240_000))
     ),
-    "metrics": result(b"".join(b"\x12\x0c\x0a\x08%08d\x12\x00" % number for number in range(290_000))),
-    "one field, ever again": result(b"\x0a\x00" * 2_000_000),
-    "fields of a later version": result(b"\x78\x01" * 2_000_000),
-    "a shape of a hundred thousand lengths": result(
+    "metrics": lambda: result(
+        b"".join(b"\x12\x0c\x0a\x08%08d\x12\x00" % number for number in range(290_000))
+    ),
+    "one field, ever again": lambda: result(b"\x0a\x00" * 2_000_000),
+    "fields of a later version": lambda: result(b"\x78\x01" * 2_000_000),
+    "a shape of a hundred thousand lengths": lambda: result(
         tensor(b"\x10\x02\x1a" + varint(900_000) + (b"\xff" * 8 + b"\x7f") * 100_000)
     ),
-    "a shape, length by length": result(tensor(b"\x18\x01" * 2_000_000)),
-    "groups in groups": result(b"\x7b" * 2_000_000),
-    "in chunks: millions of empty tensors": result(b"\x1a\x00" * (LARGE // 2)),
-    "in chunks: the same behind an unknown field": result(b"\x78\x01" + b"\x1a\x00" * (LARGE // 2)),
-    "in chunks: the same behind what is not canonical": result(b"\x0a\x80\x00" + b"\x1a\x00" * (LARGE // 2)),
-    "in chunks: a tensor of millions of fields": result(tensor(b"\x18\x01" * (LARGE // 2))),
+    "a shape, length by length": lambda: result(tensor(b"\x18\x01" * 2_000_000)),
+    "groups in groups": lambda: result(b"\x7b" * 2_000_000),
+    "in chunks: millions of empty tensors": lambda: result(b"\x1a\x00" * (LARGE // 2)),
+    "in chunks: the same behind an unknown field": lambda: result(b"\x78\x01" + b"\x1a\x00" * (LARGE // 2)),
+    "in chunks: the same behind what is not canonical": lambda: result(
+        b"\x0a\x80\x00" + b"\x1a\x00" * (LARGE // 2)
+    ),
+    "in chunks: a tensor of millions of fields": lambda: result(tensor(b"\x18\x01" * (LARGE // 2))),
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_no_message_stops_a_worker_or_fills_its_memory(name: str) -> None:
-    bomb = BOMBS[name]
+    bomb = BOMBS[name]()
     assert len(bomb) <= MAX_FRAME_SIZE or name.startswith("in chunks")
     gc.collect()
     level, began_at = resident_bytes(), time.thread_time()
