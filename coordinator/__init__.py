@@ -22,6 +22,7 @@ terminal.py       tables, and a live display
 downlink.py ★     the coordinator's side of the link to one worker
 restarts.py ★     what happens when a worker process ends
 balance.py ★      how many participants are moved, so that all workers have about the same
+patience.py ★     how long is waited for workers to end
 **doing**
 running.py        a coordinator brought up and down
 run_dir.py        what outlives a coordinator that is killed

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Sequence
 
 from coordinator.errors import WorkerBootError
+from coordinator.patience import LOOK, Patience
 from coordinator.slot import Slot
 from coordinator.supervisor import STOP_SLACK, Supervisor
 from manager.errors import Closed
@@ -26,7 +28,6 @@ class RollingRestart:
         """``grace`` is how many seconds the calls of a worker may go on."""
         self._supervisor = supervisor
         self._grace = grace
-        self._loop = asyncio.get_running_loop()
         self.active = False
         """Whether workers are being restarted, one after the other."""
 
@@ -94,16 +95,17 @@ class RollingRestart:
             await self._look_again(slot)
         before = slot.incarnation
         supervisor.renew(slot, grace)
-        deadline = self._loop.time() + grace + STOP_SLACK
+        patience = Patience(grace + STOP_SLACK, time.monotonic())
         while not (slot.booted and slot.incarnation > before):
-            if slot.incarnation == before and slot.process is not None and self._loop.time() > deadline:
+            over = patience.left(time.monotonic()) <= 0
+            if over and slot.incarnation == before and slot.process is not None:
                 log.warning("worker %d does not stop by itself", slot.index)
                 supervisor.kill(slot)
             await self._look_again(slot)
 
     async def _look_again(self, slot: Slot) -> None:
         """Returns when something may have changed."""
-        await self._supervisor.changed(1.0)
+        await self._supervisor.changed(LOOK)
         self._check()
         if slot.given_up:
             raise WorkerBootError(f"worker {slot.index} does not come up again")

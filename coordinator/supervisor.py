@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from coordinator.errors import WorkerBootError
+from coordinator.patience import LOOK, Patience
 from coordinator.process import KILL, AdoptedProcess, SpawnedProcess, WorkerProcess, describe_exit
 from coordinator.restarts import MAX_WAIT, GiveUp, Restart, RestartPolicy
 from coordinator.run_dir import Recorded, RunDir
@@ -80,7 +81,7 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self.stopping = False
         """Whether nothing is started any more."""
-        self._deadline = 0.0  # of what a stop waits for
+        self._patience = Patience(0.0, 0.0)  # of a stop
         self._all_booted: asyncio.Future[None] = self._loop.create_future()
         self._changed = asyncio.Event()
         self.on_all_given_up: Callable[[], None] = lambda: None
@@ -199,7 +200,7 @@ class Supervisor:
 
     def shorten(self, patience: float) -> None:
         """Makes a ``stop`` that is under way wait for so many seconds at most."""
-        self._deadline = min(self._deadline, time.monotonic() + patience)
+        self._patience.shorten(patience, time.monotonic())
         self._changed.set()
 
     def hurry(self) -> None:
@@ -217,13 +218,12 @@ class Supervisor:
             slot.process.send_signal(KILL)
 
     async def _all_exited_within(self, patience: float) -> bool:
-        self._deadline = time.monotonic() + patience
+        self._patience = Patience(patience, time.monotonic())
         while self._running:
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), self._deadline - time.monotonic())
-            except TimeoutError:
+            left = self._patience.left(time.monotonic())
+            if left <= 0:
                 return False
+            await self.changed(min(left, LOOK))
         return True
 
     def _adopt(self, slot: Slot, recorded: Recorded) -> None:

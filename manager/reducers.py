@@ -56,6 +56,9 @@ class Reducer(ABC):
     The arrays of a contribution or a state are read-only and their memory goes away after ``fold`` or
     ``merge``: copy what is to be kept. Sums are the usual state; a reducer that needs all contributions at
     once (a median, say) can keep copies of them, and send all of them as its state.
+
+    Each worker is a process of its own, so NumPy multiplies matrices in one thread there, unless
+    OPENBLAS_NUM_THREADS or OMP_NUM_THREADS in the environment of the coordinator says otherwise.
     """
 
     uniform: ClassVar[bool] = True

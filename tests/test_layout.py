@@ -54,6 +54,7 @@ SANS_IO = [
     "coordinator/downlink.py",
     "coordinator/restarts.py",
     "coordinator/balance.py",
+    "coordinator/patience.py",
     "coordinator/orders.py",
     "participant_sdk/lifecycle.py",
     "participant_sdk/backoff.py",

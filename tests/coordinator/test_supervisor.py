@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -250,3 +252,61 @@ async def test_a_stop_ends_a_rolling_restart_and_says_so(harness: Harness) -> No
     harness.exit(0, 0)
     assert len(harness.spawned) == 2, "a worker was started again"
     assert not harness.rolling.active
+
+
+@contextlib.contextmanager
+def clock() -> Iterator[Callable[[float], None]]:
+    """Gives what makes so many seconds pass at once, as they do for a process that was stopped."""
+    real, passed = time.monotonic, 0.0
+
+    def skip(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+
+    def now() -> float:
+        return real() + passed
+
+    with mock.patch("time.monotonic", now):
+        yield skip
+
+
+@with_harness
+async def test_a_coordinator_that_was_stopped_during_a_stop_hears_its_workers_before_it_kills_them(
+    harness: Harness,
+) -> None:
+    await harness.start()
+    with clock() as skip:
+        stopping = asyncio.ensure_future(harness.supervisor.stop(5.0))
+        await turns()
+        skip(60.0)
+        await turns()
+        assert [process.signals for process in harness.spawned] == [[], []]
+        harness.exit(0, 0)  # it had long said goodbye
+        skip(1.5)
+        await turns()
+        assert not stopping.done()
+        for _ in range(4):
+            skip(1.5)
+            await turns()
+        assert harness.spawned[1].signals == [signal.SIGTERM], "patience has an end all the same"
+        harness.exit(1, 0)
+        await stopping
+
+
+@with_harness
+async def test_a_coordinator_that_was_stopped_during_a_rolling_restart_kills_nobody_either(
+    harness: Harness,
+) -> None:
+    await harness.start()
+    with clock() as skip:
+        restarting = harness.restart()
+        await turns()
+        skip(60.0)
+        await turns()
+        assert harness.spawned[0].signals == []
+        for _ in range(12):
+            skip(1.5)
+            await turns()
+        assert signal.SIGKILL in harness.spawned[0].signals
+        restarting.cancel()
+        await asyncio.wait([restarting])
