@@ -202,6 +202,11 @@ async def _serve(settings: Settings, live: bool) -> None:
     from coordinator.supervisor import ALL_GIVEN_UP
     from coordinator.view import UPDATE_INTERVAL, LogView, View, log
 
+    view: View = LogView()
+    if live:
+        from coordinator.terminal import LiveView
+
+        view = LiveView()
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -233,11 +238,6 @@ async def _serve(settings: Settings, live: bool) -> None:
     )
     if not settings.share_port:
         log.info("workers don't share a port here; spread participants over the addresses yourself")
-    view: View = LogView()
-    if live:
-        from coordinator.terminal import LiveView
-
-        view = LiveView()
     failed = asyncio.ensure_future(coordinator.failed.wait())
     try:
         with view:

@@ -137,6 +137,7 @@ class Downlink:
             return self._greeted(message, now)
         self._liveness.heard(now)
         if self._departed:
+            self._end.received(message, now)
             self._end.acknowledge()  # what it waits for is lost if its connection was about to break
             return []
         if self.state is not State.OPEN or not self._end.received(message, now):

@@ -1,13 +1,19 @@
 """Decides how long is waited for workers to end. Sans-IO; times are monotonic seconds.
 
-Time in which this process was itself stopped (SIGSTOP, a machine that was suspended) doesn't count: when it
-wakes up, what workers said meanwhile is unread, and they are not to be killed for having said nothing.
+Time in which this process was itself stopped (SIGSTOP, a virtual machine that stood still) doesn't count:
+when it goes on, what workers said meanwhile is unread, and they are not to be killed for having said nothing.
 """
 
 from __future__ import annotations
 
 LOOK = 1.0
-"""Seconds between two looks, at most. A gap of twice as many shows that this process was stopped."""
+"""Seconds between two looks, at most."""
+
+STOPPED = 1.5 * LOOK
+"""A gap that is longer shows that this process was stopped, or had no turn."""
+
+READING = 3.0
+"""Seconds that it has then at least, to hear what was said: connections may have to be made anew."""
 
 
 class Patience:
@@ -19,12 +25,13 @@ class Patience:
 
     def shorten(self, seconds: float, now: float) -> None:
         """Makes it end after so many seconds, if it wouldn't sooner."""
+        self.left(now)
         self._until = min(self._until, now + seconds)
 
     def left(self, now: float) -> float:
         """Seconds that are left; none or fewer: it is over. To be asked every LOOK seconds."""
         gap = now - self._looked_at
-        if gap > 2 * LOOK:
-            self._until = max(self._until + gap, now + LOOK)
+        if gap > STOPPED:
+            self._until = max(self._until + gap, now + READING)
         self._looked_at = now
         return self._until - now

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 import manager
+from coordinator.settings import Settings
+from manager.listen import Address
 
 OnExit = Callable[["int | None"], None]
 
@@ -135,6 +137,38 @@ def _environment() -> dict[str, str]:
         return dict(os.environ)
     path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path}
+
+
+def arguments_of(
+    index: int,
+    incarnation: int,
+    settings: Settings,
+    listen: Address,
+    endpoint: str,
+    import_from: Sequence[Path],
+) -> tuple[str, ...]:
+    """With which this incarnation of a worker is started, so that it goes by these settings."""
+    if not settings.share_port and listen.port:
+        listen = Address(listen.host, listen.port + index)
+    arguments = [
+        f"--coordinator={endpoint}",
+        f"--index={index}",
+        f"--incarnation={incarnation}",
+        f"--listen={listen}",
+        "--share-port" if settings.share_port else "--own-port",
+        f"--orphan-grace={settings.orphan_grace}",
+        f"--log-level={settings.log_level}",
+        f"--log-format={settings.log_format}",
+        *settings.limits.arguments(),
+        *settings.security.arguments(),
+    ]
+    if settings.link_keys is not None:
+        arguments.append(f"--link-keys={settings.link_keys.absolute()}")
+    if settings.pin:
+        arguments.append(f"--pin={index}")
+    arguments += [f"--reducer={path}" for path in settings.reducers]
+    arguments += [f"--import-from={path}" for path in import_from]
+    return tuple(arguments)
 
 
 def describe_exit(code: int | None) -> str:

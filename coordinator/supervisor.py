@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import Protocol
 
 from coordinator.errors import WorkerBootError
-from coordinator.patience import LOOK, Patience
-from coordinator.process import KILL, AdoptedProcess, SpawnedProcess, WorkerProcess, describe_exit
+from coordinator.patience import LOOK, READING, Patience
+from coordinator.process import (
+    KILL,
+    AdoptedProcess,
+    SpawnedProcess,
+    WorkerProcess,
+    arguments_of,
+    describe_exit,
+)
 from coordinator.restarts import MAX_WAIT, GiveUp, Restart, RestartPolicy
 from coordinator.run_dir import Recorded, RunDir
 from coordinator.settings import Settings
@@ -139,7 +146,19 @@ class Supervisor:
     def _expect_exit(self, slot: Slot, seconds: float) -> None:
         """Kills its worker, of which nobody hears any more, unless it exits by itself: it may be frozen."""
         slot.forget_timers()
-        slot.check = self._loop.call_later(seconds, self.kill, slot)
+        self._check_after(seconds, slot, self.kill)
+
+    def _check_after(self, seconds: float, slot: Slot, check: Callable[[Slot], None]) -> None:
+        """Calls it unless the slot's timers are forgotten; later if this process was stopped meanwhile."""
+        due = self._loop.time() + seconds
+
+        def fire() -> None:
+            if self._loop.time() - due > LOOK:  # what was said meanwhile hasn't been read yet
+                slot.check = self._loop.call_later(READING, check, slot)
+            else:
+                check(slot)
+
+        slot.check = self._loop.call_later(seconds, fire)
 
     def wedged(self, index: int) -> None:
         """The worker in this slot is silent: it is killed, once it has said where it hangs."""
@@ -242,7 +261,7 @@ class Supervisor:
         self._listener.adopting(slot.index, slot.incarnation, process.pid)
         # One that was wedged already will not say so.
         wait = max(ADOPTION_TIME, self._settings.liveness)
-        slot.check = self._loop.call_later(wait, self._check_boot, slot)
+        self._check_after(wait, slot, self._check_boot)
 
     def _dismiss(self, recorded: Recorded) -> None:
         """A worker of an earlier life that nobody needs: it drains."""
@@ -302,7 +321,7 @@ class Supervisor:
             log.error("worker %d can't be started: %s", slot.index, _why(error))
             slot.next_start = self._loop.call_later(MAX_WAIT, self._respawn, slot)
             return
-        slot.check = self._loop.call_later(self._settings.boot_timeout, self._check_boot, slot)
+        self._check_after(self._settings.boot_timeout, slot, self._check_boot)
 
     def _check_boot(self, slot: Slot) -> None:
         slot.check = None
@@ -312,28 +331,9 @@ class Supervisor:
             self.kill(slot)
 
     def _arguments(self, slot: Slot) -> tuple[str, ...]:
-        settings, listen = self._settings, self._listen
-        if not settings.share_port and listen.port:
-            listen = Address(listen.host, listen.port + slot.index)
-        arguments = [
-            f"--coordinator={self._endpoint}",
-            f"--index={slot.index}",
-            f"--incarnation={slot.incarnation}",
-            f"--listen={listen}",
-            "--share-port" if settings.share_port else "--own-port",
-            f"--orphan-grace={settings.orphan_grace}",
-            f"--log-level={settings.log_level}",
-            f"--log-format={settings.log_format}",
-            *settings.limits.arguments(),
-            *settings.security.arguments(),
-        ]
-        if settings.link_keys is not None:
-            arguments.append(f"--link-keys={settings.link_keys.absolute()}")
-        if settings.pin:
-            arguments.append(f"--pin={slot.index}")
-        arguments += [f"--reducer={path}" for path in settings.reducers]
-        arguments += [f"--import-from={path}" for path in self._import_from]
-        return tuple(arguments)
+        return arguments_of(
+            slot.index, slot.incarnation, self._settings, self._listen, self._endpoint, self._import_from
+        )
 
     def _on_exit(self, slot: Slot, process: WorkerProcess, code: int | None) -> None:
         process.join()

@@ -1,7 +1,6 @@
 """A running coordinator on a terminal: tables, and a live display.
 
-Decides only how it looks; what it shows comes from control_pb2 messages (view.py). The library that draws is
-loaded with this file: a coordinator in the background, or ``--json``, has no use for either.
+Decides only how it looks; what it shows comes from control_pb2 messages (view.py).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ settings.register_profile("muster-ci", parent=settings.get_profile("muster"), de
 settings.load_profile("muster-ci" if os.environ.get("CI") else "muster")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Twice the CPUs, because tests wait half of their time. More than that gains nothing."""
     return 2 * default_workers()

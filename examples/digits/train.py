@@ -113,9 +113,9 @@ def compare(accuracies: list[float], picture: Path, display: Display) -> None:
         rng=np.random.default_rng(data.SEED),
     )
     reached = model.accuracy(pooled, held_out)
-    plot.save(picture, accuracies, reached)
     display.say(f"federated    accuracy {accuracies[-1]:.3f}  each example stayed with its participant")
     display.say(f"pooled data  accuracy {reached:.3f}  the same model, {epochs} epochs over all examples")
+    plot.save(picture, accuracies, reached)
     display.say(f"plot         {picture}")
 
 

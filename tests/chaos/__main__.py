@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from tests.chaos.audit import SLACK
 from tests.chaos.cluster import Shape
 from tests.chaos.report import as_dict, show
 from tests.chaos.run import Run
@@ -46,6 +47,13 @@ def chosen(names: Iterable[str]) -> set[str] | None:
 @click.option("--minutes", type=click.FloatRange(0.1), help="The same in minutes.")
 @click.option("--faults", multiple=True, metavar="KIND|GROUP,…", help="Only these.  [default: all that work]")
 @click.option(
+    "--slack",
+    type=click.FloatRange(0),
+    default=SLACK,
+    show_default=True,
+    help="Seconds by which calls may end late: more beside other work.",
+)
+@click.option(
     "--report", type=click.Path(dir_okay=False, path_type=Path), help="A file for the figures, as JSON."
 )
 @click.option(
@@ -56,6 +64,7 @@ def main(
     seconds: float,
     minutes: float | None,
     faults: tuple[str, ...],
+    slack: float,
     report: Path | None,
     keep: Path | None,
 ) -> None:
@@ -65,7 +74,9 @@ def main(
     if keep is not None:
         keep.mkdir(parents=True)
     with nullcontext(str(keep)) if keep else tempfile.TemporaryDirectory(prefix="chaos-") as directory:
-        run = Run(Path(directory).absolute(), seed, 60 * minutes if minutes else seconds, kinds, Shape())
+        run = Run(
+            Path(directory).absolute(), seed, 60 * minutes if minutes else seconds, kinds, Shape(), slack
+        )
         result = asyncio.run(run.run())
     show(result)
     if report is not None:

@@ -40,8 +40,9 @@ class Violation:
 
 
 class _Audit:
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, slack: float = SLACK) -> None:
         self.history = history
+        self.slack = slack
         self.answer_of: dict[str, Answer] = {answer.nonce: answer for answer in history.answers}
         self.answers_to: dict[tuple[str, str], list[Answer]] = defaultdict(list)
         for answer in history.answers:
@@ -211,7 +212,8 @@ class _Audit:
     def outcomes_have_their_cause(self) -> Iterator[str]:
         for call in self.history.calls.values():
             if call.how == "gone" and not any(
-                fault.kind in ENDS_THE_COORDINATOR and fault.start <= (call.ended or 0.0) <= fault.end + SLACK
+                fault.kind in ENDS_THE_COORDINATOR
+                and fault.start <= (call.ended or 0.0) <= fault.end + self.slack
                 for fault in self.history.disturbances
             ):
                 yield f"{call.id} was told that the coordinator is gone, and it wasn't{self.evidence(call)}"
@@ -263,12 +265,12 @@ class _Audit:
                 continue
             if call.how == "given up":
                 late = call.ended - call.since
-                if late > SLACK:
+                if late > self.slack:
                     yield f"{call.id} was given up, and ended {late:.1f} s later{self.evidence(call)}"
                 continue
             allowed = LONGEST if call.timeout is None else call.timeout
             late = call.ended - call.began - allowed - self.held_up(call)
-            if late > SLACK:
+            if late > self.slack:
                 yield f"{call.id} ended {late:.1f} s too late{self.evidence(call)}"
 
     def held_up(self, call: Call) -> float:
@@ -304,9 +306,9 @@ class _Audit:
                     )
 
 
-def audit(history: History) -> list[Violation]:
-    """Everything that is wrong in it."""
-    auditor = _Audit(history)
+def audit(history: History, slack: float = SLACK) -> list[Violation]:
+    """Everything that is wrong in it. Calls may end ``slack`` seconds late."""
+    auditor = _Audit(history, slack)
     rules = (
         auditor.each_call_ends_once,
         auditor.each_participant_has_one_outcome,

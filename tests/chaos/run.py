@@ -15,7 +15,7 @@ import psutil
 
 from coordinator import MusterError, aio
 from protos.messages import from_scalars, instruction
-from tests.chaos.audit import Violation, audit, lateness
+from tests.chaos.audit import SLACK, Violation, audit, lateness
 from tests.chaos.cluster import GRACE, ChaosError, Cluster, Shape, exceptions_in, send
 from tests.chaos.history import PROBE, Disturbance, History, load
 from tests.chaos.inject import PATIENCE, Injector, Measured
@@ -76,8 +76,16 @@ def selectable(cluster_commands: Collection[str]) -> set[str]:
 
 class Run:
     def __init__(
-        self, directory: Path, seed: int, seconds: float, kinds: Collection[str] | None, shape: Shape
+        self,
+        directory: Path,
+        seed: int,
+        seconds: float,
+        kinds: Collection[str] | None,
+        shape: Shape,
+        slack: float = SLACK,
     ) -> None:
+        """Calls may end ``slack`` seconds late."""
+        self._slack = slack
         self._cluster = Cluster(directory, seed, shape)
         self._injector = Injector(self._cluster, seed)
         self._kinds = selectable(self._cluster.commands) if kinds is None else set(kinds)
@@ -265,7 +273,7 @@ class Run:
         disturbances = [*injector.disturbances, Disturbance("stop", end, end)]
         result.history = load(self._cluster.directory, disturbances, injector.killed)
         result.lateness = lateness(result.history)
-        result.violations += audit(result.history)
+        result.violations += audit(result.history, self._slack)
         result.violations += [Violation("faults are survived", text) for text in injector.problems]
         for path in sorted(self._cluster.directory.glob("*.log")):
             found = Counter(exceptions_in(path.read_text(encoding="utf-8", errors="replace")))

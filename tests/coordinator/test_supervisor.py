@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 
 from coordinator.errors import WorkerBootError
+from coordinator.patience import READING
 from coordinator.process import OnExit
 from coordinator.rolling import RollingRestart
 from coordinator.run_dir import RunDir
@@ -282,11 +283,11 @@ async def test_a_coordinator_that_was_stopped_during_a_stop_hears_its_workers_be
         await turns()
         assert [process.signals for process in harness.spawned] == [[], []]
         harness.exit(0, 0)  # it had long said goodbye
-        skip(1.5)
+        skip(1.2)
         await turns()
         assert not stopping.done()
-        for _ in range(4):
-            skip(1.5)
+        for _ in range(5):
+            skip(1.2)
             await turns()
         assert harness.spawned[1].signals == [signal.SIGTERM], "patience has an end all the same"
         harness.exit(1, 0)
@@ -304,9 +305,25 @@ async def test_a_coordinator_that_was_stopped_during_a_rolling_restart_kills_nob
         skip(60.0)
         await turns()
         assert harness.spawned[0].signals == []
-        for _ in range(12):
-            skip(1.5)
+        for _ in range(15):
+            skip(1.2)
             await turns()
         assert signal.SIGKILL in harness.spawned[0].signals
         restarting.cancel()
         await asyncio.wait([restarting])
+
+
+@with_harness
+async def test_a_coordinator_that_was_stopped_while_a_worker_booted_hears_it_before_it_kills_it(
+    harness: Harness,
+) -> None:
+    await harness.start()
+    with clock() as skip:
+        harness.exit(0, 0)
+        booting = harness.spawned[-1]
+        skip(600.0)
+        await turns()
+        assert booting.signals == []
+        skip(READING + 0.1)
+        await turns()
+        assert booting.signals == [signal.SIGKILL]

@@ -13,11 +13,21 @@ SECONDS = 35
 """Of faults; starting, settling and ending take about 20 more."""
 
 
+SLACK = 15
+"""Seconds by which calls may be late: other tests run beside it. When it runs alone it is stricter."""
+
+
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_whatever_is_killed_every_call_ends_and_nobody_is_lost_or_counted_twice(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    arguments = ["--seed=7", f"--seconds={SECONDS}", f"--report={report}", f"--keep={tmp_path / 'logs'}"]
+    arguments = [
+        "--seed=7",
+        f"--seconds={SECONDS}",
+        f"--slack={SLACK}",
+        f"--report={report}",
+        f"--keep={tmp_path / 'logs'}",
+    ]
     run = subprocess.run(
         [sys.executable, "-m", "tests.chaos", *arguments],
         capture_output=True,

@@ -155,6 +155,7 @@ def test_the_last_results_wait_for_a_coordinator_that_is_held_up(tmp_path: Path,
                 device.leave()
                 with pytest.raises(psutil.TimeoutExpired):
                     worker.wait(CLOSE_TIMEOUT + 2 * GOODBYE_TIMEOUT)
+                assert worker.status() != psutil.STATUS_ZOMBIE, "nobody could take note of its end"
             finally:
                 coordinator.send(signal.SIGCONT)
             (result,) = running.result(20).results.values()

@@ -163,13 +163,12 @@ async def both_ends(run_dir: Path, devices: Devices) -> AsyncIterator[InOneLoop]
 
 
 def in_a_loop(test: Coroutine[Any, Any, None]) -> None:
-    """Runs it on a loop of the kind that workers run on; a worker's calm of the garbage ends with it."""
+    """Runs it on a loop of the kind that workers run on. Garbage is collected as before when it ends."""
     thresholds = gc.get_threshold()
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(test)
     finally:
-        gc.unfreeze()
         gc.set_threshold(*thresholds)
 
 
