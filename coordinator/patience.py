@@ -6,14 +6,13 @@ when it goes on, what workers said meanwhile is unread, and they are not to be k
 
 from __future__ import annotations
 
+from manager.liveness import AWAY_TIME
+
 LOOK = 1.0
 """Seconds between two looks, at most."""
 
 STOPPED = 1.5 * LOOK
 """A gap that is longer shows that this process was stopped, or had no turn."""
-
-READING = 3.0
-"""Seconds that it has then at least, to hear what was said: connections may have to be made anew."""
 
 
 class Patience:
@@ -32,6 +31,6 @@ class Patience:
         """Seconds that are left; none or fewer: it is over. To be asked every LOOK seconds."""
         gap = now - self._looked_at
         if gap > STOPPED:
-            self._until = max(self._until + gap, now + READING)
+            self._until = max(self._until + gap, now + AWAY_TIME)
         self._looked_at = now
         return self._until - now

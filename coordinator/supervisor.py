@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from coordinator.errors import WorkerBootError
-from coordinator.patience import LOOK, READING, Patience
+from coordinator.patience import LOOK, Patience
 from coordinator.process import (
     KILL,
     AdoptedProcess,
@@ -33,6 +33,7 @@ from coordinator.settings import Settings
 from coordinator.slot import Slot
 from manager.cli import EXIT_COULD_NOT_START
 from manager.listen import Address
+from manager.liveness import AWAY_TIME, LATE
 from manager.timeouts import EXIT_TIMEOUT, GOODBYE_TIMEOUT, OVERTIME
 
 log = logging.getLogger("muster.coordinator")
@@ -153,8 +154,8 @@ class Supervisor:
         due = self._loop.time() + seconds
 
         def fire() -> None:
-            if self._loop.time() - due > LOOK:  # what was said meanwhile hasn't been read yet
-                slot.check = self._loop.call_later(READING, check, slot)
+            if self._loop.time() - due > LATE:  # what was said meanwhile hasn't been read yet
+                slot.check = self._loop.call_later(AWAY_TIME, check, slot)
             else:
                 check(slot)
 

@@ -22,6 +22,7 @@ from manager.blobs import Payload
 from manager.call import Call, OutcomeKind
 from manager.calls import CallTable
 from manager.errors import Closed
+from manager.liveness import LATE
 from manager.logs import Sparingly
 from manager.members import Member, printable
 from manager.pool import Pool, Request
@@ -30,9 +31,6 @@ from manager.transport import Transport
 from protos.chunks import MAX_MESSAGE_SIZE
 
 log = logging.getLogger("muster.dispatcher")
-
-LATE = 1.0
-"""Seconds by which a timer that fires so late shows that this process was stopped."""
 
 DRAINING = "it is draining: what runs may finish, but nothing new begins"
 

@@ -6,6 +6,13 @@ long page-in) finds its peer's messages unread when it wakes up, and must not ta
 
 from __future__ import annotations
 
+LATE = 1.0
+"""Seconds by which a timer that fires so late shows that this process was stopped."""
+
+AWAY_TIME = 3.0
+"""Seconds after which all is known that was said while this process was stopped: connections may have to be
+made anew."""
+
 
 class Liveness:
     """Judges by ``limit`` seconds without a word."""

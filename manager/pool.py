@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from manager.admission import MOVES_PER_SECOND
 from manager.errors import NotEnoughParticipants
+from manager.liveness import AWAY_TIME
 from manager.members import Member
 
 RETURN_TIME = 15.0
@@ -31,9 +32,6 @@ those who move is there (admission.py)."""
 RETURN_TIME_ANEW = 45.0
 """The same if there was no worker for them for a while, from when on there is one: by then they may wait for
 up to 30 s between two attempts. It is more if those who find no room are told to come back later still."""
-
-AWAY_TIME = 3.0
-"""Seconds after which all is known that was said while this process was stopped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.patience import READING, STOPPED, Patience
+from coordinator.patience import STOPPED, Patience
+from manager.liveness import AWAY_TIME
 
 SECONDS = st.floats(0, 100)
 STEPS = st.lists(st.floats(0, 0.99 * STOPPED), max_size=30)
@@ -28,8 +29,8 @@ def test_time_in_which_this_process_was_stopped_does_not_count(
         patience.left(now := now + step)
     before = patience.left(now)
     left = patience.left(now + stopped)
-    assert left >= READING - 1e-6, "what came meanwhile could not be read"
-    assert abs(left - max(before, READING)) < 1e-6
+    assert left >= AWAY_TIME - 1e-6, "what came meanwhile could not be read"
+    assert abs(left - max(before, AWAY_TIME)) < 1e-6
 
 
 @given(SECONDS, SECONDS, st.floats(0, 1000))

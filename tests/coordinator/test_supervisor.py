@@ -16,7 +16,6 @@ from unittest import mock
 import pytest
 
 from coordinator.errors import WorkerBootError
-from coordinator.patience import READING
 from coordinator.process import OnExit
 from coordinator.rolling import RollingRestart
 from coordinator.run_dir import RunDir
@@ -25,6 +24,7 @@ from coordinator.slot import Slot
 from coordinator.supervisor import Supervisor
 from manager.errors import Closed
 from manager.listen import Address
+from manager.liveness import AWAY_TIME
 
 TURNS = 20
 """Turns of the loop in which whatever needs no time has happened."""
@@ -324,6 +324,6 @@ async def test_a_coordinator_that_was_stopped_while_a_worker_booted_hears_it_bef
         skip(600.0)
         await turns()
         assert booting.signals == []
-        skip(READING + 0.1)
+        skip(AWAY_TIME + 0.1)
         await turns()
         assert booting.signals == [signal.SIGKILL]

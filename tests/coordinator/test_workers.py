@@ -14,6 +14,7 @@ from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
 from coordinator.workers import Workers
 from manager.call import OutcomeKind
+from manager.members import Member
 from manager.uplink import LINK_VERSION
 from protos import link_pb2
 
@@ -120,16 +121,24 @@ def sent_by(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> list[link_pb2.
     return sent
 
 
+def with_one_participant(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[link_pb2.Downward], Member]:
+    """Its worker has greeted for the first time. Gives what that is sent, and the participant."""
+    sent = sent_by(workers, monkeypatch)
+    workers.starting(0, 1, 1)
+    workers._on_message(b"w", greeting(1, 5), [])
+    workers.dispatcher.settle()
+    (member,) = workers.dispatcher.pool
+    return sent, member
+
+
 def test_a_drain_that_a_new_handshake_may_have_lost_is_sent_again_and_instructions_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(workers: Workers) -> None:
-        sent = sent_by(workers, monkeypatch)
-        workers.starting(0, 1, 1)
-        workers._on_message(b"w", greeting(1, 5), [])
+        sent, member = with_one_participant(workers, monkeypatch)
         dispatcher = workers.dispatcher
-        dispatcher.settle()
-        (member,) = dispatcher.pool
         calls = [dispatcher.start_call([member], [b"%d" % number], None, None) for number in range(3)]
         dispatcher.settle()
         workers.draining.drain_all(60.0)
@@ -156,11 +165,8 @@ def test_what_was_given_out_before_a_handshake_is_not_sent_in_it(
     """It would be worked on for nobody: the worker has said that its participant works on nothing."""
 
     async def test(workers: Workers) -> None:
-        sent = sent_by(workers, monkeypatch)
-        workers.starting(0, 1, 1)
-        workers._on_message(b"w", greeting(1, 5), [])
-        workers.dispatcher.settle()
-        call = workers.dispatcher.start_call(list(workers.dispatcher.pool), [b""], None, None)
+        sent, member = with_one_participant(workers, monkeypatch)
+        call = workers.dispatcher.start_call([member], [b""], None, None)
         workers._on_message(b"w", greeting(2, 5), [])
         await until(lambda: not workers.dispatcher.calls)
         await until(lambda: not workers.workers[0].orders)

@@ -10,7 +10,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,15 +18,45 @@ import numpy as np
 import psutil
 import pytest
 
-from coordinator import CallTimeout, Cohort, Coordinator, CoordinatorGone, ParticipantLost, connect
+from coordinator import (
+    CallTimeout,
+    Cohort,
+    Coordinator,
+    CoordinatorGone,
+    Outcome,
+    ParticipantLost,
+    ParticipantProxy,
+    connect,
+)
 from manager.folding import INLINE_SIZE
 from manager.pool import Pool
 from manager.timeouts import CLOSE_TIMEOUT, GOODBYE_TIMEOUT
 from protos import messages
 from protos.messages import from_scalars
 from protos.messages import instruction as make_instruction
-from tests.process.running import BIN, command, killed, run, start_coordinator, start_participants
-from tests.support import PATIENCE, Devices, eventually, instruction, tensors
+from tests.process.running import (
+    BIN,
+    RunningCoordinator,
+    command,
+    killed,
+    run,
+    start_coordinator,
+    start_participants,
+)
+from tests.support import PATIENCE, Device, Devices, eventually, instruction, tensors
+
+
+@contextmanager
+def held_call(
+    coordinator: RunningCoordinator, devices: Devices
+) -> Iterator[tuple[Device, Future[Outcome[ParticipantProxy]]]]:
+    """A script's call, and its one participant, which holds the answer back."""
+    (device,) = devices.join(coordinator.listen, 1)
+    with connect(coordinator.control) as connection, ThreadPoolExecutor(1) as threads:
+        cohort = connection.get_participants(1, timeout=20)
+        running = threads.submit(cohort.run, instruction("hold"))
+        assert device.holding.wait(20)
+        yield device, running
 
 
 def test_drain_lets_running_calls_finish_and_says_when_it_is_done(tmp_path: Path, devices: Devices) -> None:
@@ -61,16 +91,14 @@ def test_drain_lets_running_calls_finish_and_says_when_it_is_done(tmp_path: Path
 
 
 def test_stop_does_not_wait(tmp_path: Path, devices: Devices) -> None:
-    with start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=600") as coordinator:
-        (device,) = devices.join(coordinator.listen, 1)
-        with connect(coordinator.control) as connection, ThreadPoolExecutor(1) as threads:
-            cohort = connection.get_participants(1, timeout=20)
-            running = threads.submit(cohort.run, instruction("hold"))
-            assert device.holding.wait(20)
-            command("coordinator", "stop", f"--control={coordinator.control}")
-            assert coordinator.wait() == 0, coordinator.output
-            with contextlib.suppress(CoordinatorGone):  # it may close before it can tell
-                assert len(running.result(20).lost) == 1
+    with (
+        start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=600") as coordinator,
+        held_call(coordinator, devices) as (_, running),
+    ):
+        command("coordinator", "stop", f"--control={coordinator.control}")
+        assert coordinator.wait() == 0, coordinator.output
+        with contextlib.suppress(CoordinatorGone):  # it may close before it can tell
+            assert len(running.result(20).lost) == 1
 
 
 def test_what_is_being_folded_when_the_grace_is_over_is_not_lost(
@@ -98,11 +126,7 @@ def test_what_is_being_folded_when_the_grace_is_over_is_not_lost(
 @pytest.mark.parametrize("how", ["stop", "signal"])
 def test_a_long_drain_can_be_shortened(tmp_path: Path, devices: Devices, how: str) -> None:
     with start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=0.5") as coordinator:
-        (device,) = devices.join(coordinator.listen, 1)
-        with connect(coordinator.control) as connection, ThreadPoolExecutor(2) as threads:
-            cohort = connection.get_participants(1, timeout=20)
-            running = threads.submit(cohort.run, instruction("hold"))
-            assert device.holding.wait(20)
+        with held_call(coordinator, devices) as (_, running), ThreadPoolExecutor(1) as threads:
             arguments = ["coordinator", "drain", "--grace=600", f"--control={coordinator.control}"]
             draining = threads.submit(command, *arguments)
             eventually(lambda: coordinator.status()["draining"])
@@ -122,11 +146,7 @@ def test_a_long_drain_can_be_shortened(tmp_path: Path, devices: Devices, how: st
 def test_a_hang_up_that_comes_with_a_sigterm_shortens_nothing(tmp_path: Path, devices: Devices) -> None:
     """systemd sends both, if it is told to."""
     with start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=600") as coordinator:
-        (device,) = devices.join(coordinator.listen, 1)
-        with connect(coordinator.control) as connection, ThreadPoolExecutor(1) as threads:
-            cohort = connection.get_participants(1, timeout=20)
-            running = threads.submit(cohort.run, instruction("hold"))
-            assert device.holding.wait(20)
+        with held_call(coordinator, devices) as (device, running):
             coordinator.send(signal.SIGTERM)
             eventually(lambda: coordinator.status()["draining"])
             coordinator.send(signal.SIGHUP)
@@ -141,11 +161,7 @@ def test_the_last_results_wait_for_a_coordinator_that_is_held_up(tmp_path: Path,
     """For longer than one that is well would take to acknowledge them. Nothing else keeps the worker:
     its participant has left by itself."""
     with start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=600") as coordinator:
-        (device,) = devices.join(coordinator.listen, 1)
-        with connect(coordinator.control) as connection, ThreadPoolExecutor(1) as threads:
-            cohort = connection.get_participants(1, timeout=20)
-            running = threads.submit(cohort.run, instruction("hold"))
-            assert device.holding.wait(20)
+        with held_call(coordinator, devices) as (device, running):
             (worker,) = coordinator.children()
             coordinator.send(signal.SIGTERM)
             eventually(lambda: coordinator.status()["workers"][0]["state"] == "draining")
@@ -268,21 +284,20 @@ def listens(process: psutil.Process) -> bool:
 
 
 def test_workers_are_restarted_only_once_at_a_time(tmp_path: Path, devices: Devices) -> None:
-    with start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=60") as coordinator:
-        (device,) = devices.join(coordinator.listen, 1)
-        with connect(coordinator.control) as connection, ThreadPoolExecutor(2) as threads:
-            cohort = connection.get_participants(1, timeout=20)
-            running = threads.submit(cohort.run, instruction("hold"))
-            assert device.holding.wait(20)
-            arguments = ["coordinator", "restart-workers", f"--control={coordinator.control}"]
-            first = threads.submit(run, *arguments, patience=120)
-            eventually(lambda: "all workers are restarted" in coordinator.output)
-            second = run(*arguments)
-            assert second.returncode == 1
-            assert "the workers are being restarted already" in second.stderr
-            device.release()
-            assert len(running.result(20).results) == 1
-            assert first.result().returncode == 0
+    with (
+        start_coordinator(tmp_path / "coordinator.log", "--workers=1", "--grace=60") as coordinator,
+        held_call(coordinator, devices) as (device, running),
+        ThreadPoolExecutor(1) as threads,
+    ):
+        arguments = ["coordinator", "restart-workers", f"--control={coordinator.control}"]
+        first = threads.submit(run, *arguments, patience=120)
+        eventually(lambda: "all workers are restarted" in coordinator.output)
+        second = run(*arguments)
+        assert second.returncode == 1
+        assert "the workers are being restarted already" in second.stderr
+        device.release()
+        assert len(running.result(20).results) == 1
+        assert first.result().returncode == 0
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
