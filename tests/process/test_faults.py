@@ -25,7 +25,6 @@ from coordinator import (
     Closed,
     Coordinator,
     CoordinatorGone,
-    ParticipantLost,
     ParticipantProxy,
     WorkerBootError,
     connect,
@@ -34,34 +33,8 @@ from coordinator.restarts import MAX_DEATHS
 from coordinator.run_dir import default_path
 from manager.folding import INLINE_SIZE
 from manager.listen import Address
-from tests.process.running import is_up, own_port, start_coordinator, start_participants
+from tests.process.running import own_port, start_coordinator, start_participants
 from tests.support import PATIENCE, Devices, eventually, instruction, tensors
-
-
-@pytest.mark.timed
-def test_the_participants_of_a_killed_worker_are_lost_and_its_slot_is_filled_again(devices: Devices) -> None:
-    with Coordinator(workers=2, listen="127.0.0.1:0", log_level="critical") as coordinator:
-        joined = devices.join(coordinator.listen, 12)
-        cohort = coordinator.get_participants(12, timeout=20)
-        victim = cohort[0].worker
-        doomed = {proxy for proxy in cohort if proxy.worker == victim}
-        with ThreadPoolExecutor(1) as threads:
-            call = threads.submit(cohort.run, instruction("hold"))
-            assert all(device.holding.wait(20) for device in joined)
-            os.kill(coordinator.status().workers[victim].pid, signal.SIGKILL)
-            killed_at = time.monotonic()
-            eventually(lambda: not any(proxy.connected for proxy in doomed))
-            assert time.monotonic() - killed_at < 1.0
-            for device in joined:
-                device.release()
-            outcome = call.result(20)
-        assert set(outcome.lost) == doomed
-        assert set(outcome.results) == set(cohort) - doomed
-        with pytest.raises(ParticipantLost):
-            next(iter(doomed)).run(instruction("echo"))
-        eventually(lambda: is_up(coordinator, victim, incarnation=2))
-        devices.join(coordinator.listen, 30, prefix="later")
-        eventually(lambda: coordinator.status().workers[victim].participants > 0)
 
 
 def test_a_worker_that_is_asked_to_stop_finishes_its_work_and_is_started_again(devices: Devices) -> None:
@@ -80,24 +53,8 @@ def test_a_worker_that_is_asked_to_stop_finishes_its_work_and_is_started_again(d
         eventually(lambda: coordinator.status().workers[victim].incarnation == 2)
         eventually(lambda: coordinator.status().workers[victim].state == "up")
         moved = {proxy.id for proxy in cohort if proxy.worker == victim}
-        eventually(lambda: {device.id for device in joined if device.reconnect is not None} == moved)
-
-
-@pytest.mark.timed
-def test_a_frozen_worker_is_found_within_the_liveness_time(devices: Devices) -> None:
-    with Coordinator(
-        workers=2, listen="127.0.0.1:0", liveness=1.0, heartbeat=0.2, log_level="critical"
-    ) as coordinator:
-        devices.join(coordinator.listen, 8)
-        cohort = coordinator.get_participants(8, timeout=20)
-        victim = cohort[0].worker
-        pid = coordinator.status().workers[victim].pid
-        frozen_at = time.monotonic()
-        os.kill(pid, signal.SIGSTOP)
-        eventually(lambda: not cohort[0].connected)
-        assert 0.5 < time.monotonic() - frozen_at < 2.5
-        eventually(lambda: coordinator.status().workers[victim].incarnation == 2)
-        assert not psutil.pid_exists(pid)
+        # Others may be told, too: none of these comes back, so the workers have to be evened out.
+        eventually(lambda: moved <= {device.id for device in joined if device.reconnect is not None})
 
 
 @pytest.mark.timed
