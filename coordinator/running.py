@@ -29,7 +29,6 @@ from manager.call import OutcomeKind
 from manager.dispatcher import Dispatcher
 from manager.errors import AddressInUse, StartError
 from manager.listen import Address, Reservation, hold, reserve
-from manager.reducers import check_allowed
 from manager.usage import resident_bytes
 from protos import control_pb2
 
@@ -301,6 +300,10 @@ class RunningCoordinator:
 
 def _import_from(reducers: Sequence[str]) -> list[Path]:
     """Directories in which workers find these reducers' modules. Raises StartError if one can't be had."""
+    if not reducers:
+        return []
+    from manager.reducers import check_allowed  # with NumPy, which a coordinator needs for nothing else
+
     try:
         check_allowed(reducers)
     except ValueError as error:

@@ -30,7 +30,9 @@ uplink.py ★       the manager's side of the link
 **reducing**
 batch.py ★        a worker's share of a reducing call
 folding.py        folds results as they arrive
-contributions.py  what reducers take in, keep and give; which tensors are the same
+arithmetic.py     the arithmetic of that, which needs NumPy
+contributions.py  what reducers take in, keep and give
+schema.py         which tensors results have, and whether they are the same
 reducers.py       what a reducer is, and which one a name stands for
 elementwise.py    the built-in ones: sum, mean, weighted_mean, min, max
 accumulators.py   one tensor's share of a reduction

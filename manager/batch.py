@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from manager.reducers import Contribution, Reducer, Schema, schema_of
+from manager.reducers import Contribution, Reducer
+from manager.schema import Schema, schema_of
 from manager.shares import Folded
 
 MAX_GROUPS = 4

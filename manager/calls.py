@@ -25,8 +25,8 @@ from manager.blobs import Blob, Payload
 from manager.call import Answer, Call, OutcomeKind
 from manager.deadlines import Deadlines
 from manager.members import IDLE, Member, work_on
-from manager.reducers import decode_schema, describe_mismatch
 from manager.roster import Roster
+from manager.schema import decode_schema, describe_mismatch
 from manager.shares import GIVEN_UP, Folded, Partial, Reduction, Shares
 from protos.envelope import Kind
 from protos.messages import refusal

@@ -37,16 +37,10 @@ from typing import Any, ClassVar, Final, NoReturn
 import numpy as np
 
 from manager.accumulators import Accumulator, Array, DType, Extreme, FloatSum, IntSum, Scratch, Shape, aligned
-from manager.contributions import (
-    Contribution,
-    RefusedError,
-    Schema,
-    describe_mismatch,
-    dtype_name,
-    schema_of,
-)
+from manager.contributions import Contribution, RefusedError
 from manager.measures import INT64, ExtremeMeasure, MeanMeasure, Measure, State, SumMeasure
 from manager.reducers import Reducer
+from manager.schema import Schema, describe_mismatch, dtype_name, schema_of
 from protos.messages import Plain
 
 __all__ = ["Max", "Mean", "Min", "Sum", "WeightedMean"]

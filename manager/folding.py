@@ -4,6 +4,9 @@ Small results are folded at once on the event loop. Large ones, and whatever com
 through a thread of their own, one after the other, so that a 1 GiB result stops nobody else (NumPy lets go
 of the GIL). What comes of it is told to a ``BatchSink``: in a worker the link to the coordinator (worker.py),
 in a single process the dispatcher (server.py).
+
+What needs NumPy is in arithmetic.py, which is loaded with the first batch: who reduces nothing, or not yet,
+starts sooner and is smaller without.
 """
 
 from __future__ import annotations
@@ -11,24 +14,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from manager.batch import Batch, Kinds
-from manager.blobs import Payload, share, view_of
+from manager.blobs import Payload
 from manager.incoming import checked
-from manager.reducers import Contribution, RefusedError, encode, encode_schema, make_reducer
-from manager.shares import Folded, Group, Partial, Reduction
+from manager.shares import Folded, Partial, Reduction
 from manager.stream import Stream
-from protos.envelope import Kind, MalformedMessageError
-from protos.messages import ScalarError, from_scalars, refusal
-from protos.sliced import read_result
-from protos.tensors import TensorError
+from protos.envelope import Kind
+from protos.messages import refusal
 
-log = logging.getLogger("muster.folding")
+if TYPE_CHECKING:
+    from manager.batch import Batch
 
 INLINE_SIZE = 4 * 1024 * 1024
 """Bytes of a result up to which it is folded on the event loop: a few milliseconds."""
@@ -79,9 +77,9 @@ class Folding:
         """The batch of this id, a new one if there is none. Raises ValueError for a reducer that can't be."""
         batch = self._batches.get(id)
         if batch is None:
-            make = partial(make_reducer, reduction.reducer, reduction.options, self._allowed)
-            make()
-            batch = self._batches[id] = Batch(id, next(self._parts), make)
+            from manager.arithmetic import new_batch
+
+            batch = self._batches[id] = new_batch(id, next(self._parts), reduction, self._allowed)
         return batch
 
     def instructed(self, batch: Batch, stream: Stream) -> None:
@@ -111,12 +109,9 @@ class Folding:
             self._fold_apart(batch, stream, answer)
             return
         else:
-            try:
-                _fold(batch, stream.id, answer)
-            except RefusedError as error:
-                self._sink.not_folded(stream, refusal(str(error)))
-            else:
-                batch.folded(stream.id, len(answer))
+            from manager.arithmetic import fold
+
+            self._folded(batch, stream, len(answer), fold(batch, stream.id, answer))
         self._advance(batch)
 
     def ended(self, stream: Stream) -> bool:
@@ -160,23 +155,28 @@ class Folding:
             self._reporting.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
+    def _folded(self, batch: Batch, stream: Stream, size: int, refused: str | None) -> None:
+        if refused is None:
+            batch.folded(stream.id, size)
+        else:
+            self._sink.not_folded(stream, refusal(refused))
+
     # Whatever takes long
 
     def _fold_apart(self, batch: Batch, stream: Stream, answer: Payload) -> None:
+        from manager.arithmetic import fold
+
         size = len(answer)
 
-        def done(work: asyncio.Future[None]) -> None:
+        def done(work: asyncio.Future[str | None]) -> None:
             if work.cancelled():
                 return
             batch.folding -= 1
             if stream.folding is batch:
                 stream.folding = None
-            error = work.exception()
+            refused = work.result()
             if not batch.forgotten:
-                if error is None:
-                    batch.folded(stream.id, size)
-                else:
-                    self._sink.not_folded(stream, refusal(str(error)))
+                self._folded(batch, stream, size, refused)
                 self._advance(batch)
             if stream.folding is not None:
                 return  # its last answer is yet to come
@@ -186,7 +186,7 @@ class Folding:
                 self._report_all()
                 self._sink.ended_late(stream)
 
-        self._work(done, _fold, batch, stream.id, answer)
+        self._work(done, fold, batch, stream.id, answer)
 
     def _work(
         self, done: Callable[[asyncio.Future[Any]], None], do: Callable[..., Any], *args: object
@@ -217,16 +217,17 @@ class Folding:
             self._sink.folded(batch.report())
 
     def _yield(self, batch: Batch) -> None:
-        try:
-            kinds = batch.partial()
-            size = sum(tensor.nbytes for _, _, state in kinds.groups for tensor in state.tensors.values())
-        except Exception as error:  # of a custom reducer
-            self._sink.partial(_failed(batch, error))
+        from manager.arithmetic import partial_of, yielded
+
+        state = yielded(batch)
+        if isinstance(state, Partial):
+            self._sink.partial(state)
             return
+        kinds, size = state
         if not kinds.groups and not batch.closed:
             return
         if size <= INLINE_SIZE and not self._yielding:
-            self._sink.partial(_partial(batch, kinds))
+            self._sink.partial(partial_of(batch, kinds))
             return
         self._yielding.append(batch)
 
@@ -235,36 +236,4 @@ class Folding:
                 self._yielding.remove(batch)
                 self._sink.partial(dataclasses.replace(work.result(), closed=batch.closed))
 
-        self._work(done, _partial, batch, kinds)
-
-
-def _partial(batch: Batch, kinds: Kinds) -> Partial:
-    try:
-        groups = [
-            Group(encode_schema(schema), sessions if position else (), share(encode(state)))
-            for position, (schema, sessions, state) in enumerate(kinds.groups)
-        ]
-    except Exception as error:  # a custom reducer's state that can't be sent
-        return _failed(batch, error)
-    return Partial(batch.id, batch.part, groups, closed=batch.closed, given_up=kinds.given_up)
-
-
-def _failed(batch: Batch, error: Exception) -> Partial:
-    log.error("a reducer failed to say what it has come to", exc_info=error)
-    return Partial(batch.id, batch.part, [], closed=batch.closed, error=f"the reducer failed: {error!r}")
-
-
-def _fold(batch: Batch, session: int, answer: Payload) -> None:
-    """Raises RefusedError if the answer doesn't fit."""
-    try:
-        result, tensors = read_result(view_of(answer))
-        metrics = from_scalars(result.metrics)
-    except (MalformedMessageError, TensorError, ScalarError) as error:
-        raise RefusedError(str(error)) from None
-    try:
-        batch.fold(session, Contribution(tensors, metrics, result.weight))
-    except RefusedError:
-        raise
-    except Exception as error:  # of a custom reducer
-        log.exception("a reducer failed")
-        raise RefusedError(f"the reducer failed: {error!r}") from error
+        self._work(done, partial_of, batch, kinds)

@@ -19,7 +19,7 @@ from protos.chunks import WHOLE_SIZE, Assembler, Pieces, read_chunk
 from protos.envelope import Kind, MalformedMessageError, kind_of
 from protos.frames import OWN_FRAME
 from protos.messages import failure, refusal
-from protos.sliced import check_result
+from protos.parsing import check_result
 
 MAX_HELLO: Final = 16 * 1024
 """Bytes of a first message. The coordinator holds it for as long as the participant is there."""

@@ -15,17 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from typing import ClassVar, Final
 
-from manager.contributions import (
-    Contribution,
-    RefusedError,
-    Schema,
-    decode,
-    decode_schema,
-    describe_mismatch,
-    encode,
-    encode_schema,
-    schema_of,
-)
+from manager.contributions import Contribution, RefusedError, decode, encode
 from protos.messages import Plain
 
 __all__ = [
@@ -33,15 +23,10 @@ __all__ = [
     "Contribution",
     "Reducer",
     "RefusedError",
-    "Schema",
     "check_allowed",
     "decode",
-    "decode_schema",
-    "describe_mismatch",
     "encode",
-    "encode_schema",
     "make_reducer",
-    "schema_of",
 ]
 
 

@@ -9,6 +9,7 @@ envelope.py      a stream message seen from outside: its kind
 chunks.py        how a large one travels
 frames.py        a link message as ZeroMQ frames
 tensors.py       NumPy arrays as stream tensors, and back
+parsing.py       whether bytes are a message, without copying their bulk
 sliced.py        large messages read without copying their bulk, results written copying it once
 walk.py          where the bulk of a large message is
 messages.py      stream messages built from plain Python values, and read into them

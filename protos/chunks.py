@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, Protocol, TypeVar, cast
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from protos import stream_pb2
@@ -162,6 +161,8 @@ class _Buffer:
             room = self._size
             while room > _LEAST_BUFFER and (less := -(-room // _BUFFER_GROWTH)) >= end:
                 room = less
+            import numpy as np  # participants alone come here: managers have another Store
+
             grown = np.empty(room, np.uint8).data  # unlike a bytearray it isn't filled with zeros first
             grown[: self._filled] = self._buffer[: self._filled]
             self._buffer = grown

@@ -14,16 +14,16 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import DecodeError
 
 from protos import stream_pb2
-from protos.chunks import MAX_FRAME_SIZE, MAX_MESSAGE_SIZE, WHOLE_SIZE, varint
+from protos.chunks import MAX_MESSAGE_SIZE, WHOLE_SIZE, varint
 from protos.envelope import MalformedMessageError
 from protos.messages import Tensors, result
+from protos.parsing import parse, without_result_bulk
 from protos.tensors import TensorError, array_of, outline_tensor, to_arrays
 from protos.walk import (
     DATA,
@@ -31,30 +31,15 @@ from protos.walk import (
     MOST_TENSORS,
     PAYLOAD,
     RESULT,
-    RESULT_FORM,
     TENSOR,
     Sliced,
     without_bulk,
 )
 
-__all__ = ["ReceivedMessage", "check_result", "encode_result", "read_result"]
-
-_SMALL: Final = 16 * 1024
-"""Up to this many bytes, parsing all of it takes less time than the walk."""
-
-_Message = TypeVar("_Message", stream_pb2.ParticipantMessage, stream_pb2.ServerMessage)
+__all__ = ["ReceivedMessage", "encode_result", "read_result"]
 
 _ALIGNMENT: Final = 8
 """The size of the largest dtype's elements."""
-
-
-def check_result(data: bytes | memoryview) -> None:
-    """Raises MalformedMessageError unless protobuf can parse ``data`` as a ParticipantMessage.
-
-    A memoryview must be one of contiguous bytes.
-    """
-    sliced = _slice_result(data) if len(data) > _SMALL else None
-    _parse(data if sliced is None else sliced.rest, stream_pb2.ParticipantMessage)
 
 
 def read_result(data: bytes | memoryview) -> tuple[stream_pb2.Result, dict[str, npt.NDArray[Any]]]:
@@ -68,9 +53,8 @@ def read_result(data: bytes | memoryview) -> tuple[stream_pb2.Result, dict[str, 
     Raises MalformedMessageError for what isn't a ParticipantMessage, and TensorError as tensors.to_arrays
     does.
     """
-    view = data if len(data) <= _SMALL else memoryview(data).toreadonly()
-    sliced = _slice_result(view) if view is not data else None
-    read = _parse(data if sliced is None else sliced.rest, stream_pb2.ParticipantMessage).result
+    message, sliced = without_result_bulk(data)
+    read, view = message.result, memoryview(data).toreadonly()
     if len(read.tensors) > MOST_TENSORS:
         raise MalformedMessageError(f"a result with {len(read.tensors)} tensors, more than {MOST_TENSORS}")
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -112,8 +96,8 @@ class ReceivedMessage:
         """
         sliced = without_bulk(data, INSTRUCTION_FORM)
         if sliced is None:
-            return cls(_parse(data, stream_pb2.ServerMessage))
-        received = cls(_parse(sliced.rest, stream_pb2.ServerMessage))
+            return cls(parse(data, stream_pb2.ServerMessage))
+        received = cls(parse(sliced.rest, stream_pb2.ServerMessage))
         bulk = data.toreadonly()
         received._tensors = [bulk[start:stop] for start, stop in _align(data, sliced)]
         start, stop = sliced.payload
@@ -248,17 +232,3 @@ def _align(data: memoryview, sliced: Sliced) -> list[tuple[int, int]]:
 
 def _twice(name: str) -> TensorError:
     return TensorError(name, "there are two of this name in one message")
-
-
-def _parse(data: bytes | memoryview, kind: type[_Message]) -> _Message:
-    try:
-        return kind.FromString(cast("bytes", data))
-    except DecodeError as error:
-        raise MalformedMessageError(f"not a {kind.__name__} ({error})") from None
-
-
-def _slice_result(data: bytes | memoryview) -> Sliced | None:
-    sliced = without_bulk(data, RESULT_FORM)
-    if sliced is None and len(data) > MAX_FRAME_SIZE:
-        raise MalformedMessageError("a large message in a form that isn't canonical, or of too many fields")
-    return sliced

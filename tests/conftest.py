@@ -27,13 +27,13 @@ settings.load_profile("muster-ci" if os.environ.get("CI") else "muster")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Twice the CPUs, because tests wait half of their time. More than that gains nothing."""
-    return 2 * default_workers()
+    """Twice the CPUs, because tests wait half of their time, and one for those that only wait (``long``)."""
+    return 2 * default_workers() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The chaos run takes longest, so it begins first."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """What takes longest begins first, the chaos run before all."""
+    items.sort(key=lambda item: (item.get_closest_marker("long") is None, "test_chaos" not in item.nodeid))
 
 
 def pytest_collection_finish() -> None:

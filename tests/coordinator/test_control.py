@@ -22,7 +22,7 @@ from manager.blobs import CAN_SHARE, SHARE_SIZE, Blob, Payload, Sample, open_sha
 from manager.call import Call, Send
 from manager.dispatcher import Dispatcher
 from manager.members import Member
-from manager.reducers import encode_schema
+from manager.schema import encode_schema
 from manager.shares import Folded, Group, Partial, Reduction
 from protos import control_pb2, link_pb2, stream_pb2
 from protos.frames import Shared

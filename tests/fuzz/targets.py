@@ -31,12 +31,13 @@ from participant_sdk import handlers, lifecycle
 from participant_sdk.errors import ConnectionClosed, ProtocolError
 from participant_sdk.lifecycle import Answered, Due, Ended, Lifecycle, Perform, Received, Stop, Wait
 from participant_sdk.stream import Stream
-from protos import link_pb2, sliced, stream_pb2
+from protos import link_pb2, parsing, stream_pb2
 from protos.chunks import Assembler, in_memory, in_one_buffer, read_chunk
 from protos.envelope import Kind, MalformedMessageError, kind_of
 from protos.frames import MalformedFramesError, Shared, check_orders, check_report, unpack
 from protos.messages import ScalarError, from_scalars
-from protos.sliced import ReceivedMessage, check_result, read_result
+from protos.parsing import check_result
+from protos.sliced import ReceivedMessage, read_result
 from protos.tensors import TensorError, to_arrays
 from tests.fuzz import corpus
 from tests.fuzz.wire import Fields, mangled, mutated
@@ -265,7 +266,7 @@ class Results(Target):
     corpus = _participants()[:3]
 
     def feed(self, frames: Frames, rng: random.Random) -> bool:
-        with mock.patch.object(sliced, "_SMALL", -1):  # so that all is walked, whatever its size
+        with mock.patch.object(parsing, "_SMALL", -1):  # so that all is walked, whatever its size
             return super().feed(frames, rng)
 
     def begin(self) -> None:

@@ -18,7 +18,8 @@ from manager.usage import resident_bytes
 from protos import stream_pb2
 from protos.chunks import MAX_FRAME_SIZE, varint
 from protos.envelope import Kind, MalformedMessageError
-from protos.sliced import check_result, read_result
+from protos.parsing import check_result
+from protos.sliced import read_result
 from protos.tensors import TensorError
 from tests.fuzz import corpus, loop, targets
 from tests.fuzz.__main__ import main

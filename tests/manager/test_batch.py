@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from manager.batch import MAX_GROUPS, Batch
-from manager.reducers import Contribution, Reducer, RefusedError, make_reducer, schema_of
+from manager.reducers import Contribution, Reducer, RefusedError, make_reducer
+from manager.schema import schema_of
 from manager.shares import Folded
 
 

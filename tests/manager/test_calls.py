@@ -12,8 +12,8 @@ from manager.blobs import CAN_SHARE, Blob, Payload, view_of
 from manager.call import Answer, Call, OutcomeKind
 from manager.calls import CallTable
 from manager.members import Member
-from manager.reducers import encode_schema
 from manager.roster import Roster
+from manager.schema import encode_schema
 from manager.shares import Folded, Group, Partial, Reduction
 from protos import stream_pb2
 from protos.messages import failure, result

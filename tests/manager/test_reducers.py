@@ -24,13 +24,10 @@ from manager.reducers import (
     RefusedError,
     check_allowed,
     decode,
-    decode_schema,
-    describe_mismatch,
     encode,
-    encode_schema,
     make_reducer,
-    schema_of,
 )
+from manager.schema import decode_schema, describe_mismatch, encode_schema, schema_of
 from protos.messages import Plain
 
 Array = npt.NDArray[Any]

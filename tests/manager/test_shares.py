@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manager.reducers import decode_schema, encode_schema
+from manager.schema import decode_schema, encode_schema
 from manager.shares import Decision, Group, Partial, Reduction, Shares, reduction_of
 from protos import link_pb2, stream_pb2
 

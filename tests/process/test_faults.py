@@ -84,6 +84,7 @@ def test_a_worker_whose_loop_is_blocked_says_where_it_hangs_before_it_is_killed(
     assert 'reducers.py", line' in said, "the stack dump does not show where it hangs"
 
 
+@pytest.mark.long
 def test_a_worker_that_has_drained_exits_though_a_reducer_hangs_in_its_thread(
     devices: Devices, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_worker_that_has_drained_exits_though_a_reducer_hangs_in_its_thread(
     assert says('reducers.py", line'), "it does not say where it hung"
 
 
+@pytest.mark.long
 def test_workers_that_die_again_and_again_are_given_up_visibly(
     devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +141,7 @@ def is_gone(coordinator: Coordinator[ParticipantProxy], pid: int) -> bool:
     return worker.state != "up" or worker.pid != pid
 
 
+@pytest.mark.long
 def test_without_any_worker_left_the_coordinator_ends_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +271,7 @@ with Coordinator(workers=2, listen="127.0.0.1:0", control="127.0.0.1:0", **optio
 """
 
 
+@pytest.mark.long
 def test_a_killed_coordinator_is_told_to_callers_and_not_outlived_by_workers(
     tmp_path: Path, devices: Devices
 ) -> None:

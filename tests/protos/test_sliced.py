@@ -14,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from protos import sliced, stream_pb2
+from protos import parsing, stream_pb2
 from protos.chunks import WHOLE_SIZE
 from protos.envelope import MalformedMessageError
 from protos.messages import ScalarError, instruction, result
-from protos.sliced import ReceivedMessage, check_result, encode_result, read_result
+from protos.parsing import check_result
+from protos.sliced import ReceivedMessage, encode_result, read_result
 from protos.tensors import TensorError, to_arrays, to_tensor
 from tests.protos.test_tensors import FakeTorchTensor
 
 # So that Hypothesis's small messages are walked like large ones.
-walking = mock.patch.object(sliced, "_SMALL", -1)
+walking = mock.patch.object(parsing, "_SMALL", -1)
 
 scalars = st.one_of(
     st.builds(stream_pb2.Scalar, float_value=st.floats()),
@@ -199,7 +200,7 @@ ONE_MB = {f"layer{index}": np.full((256, 256), index, np.float32) for index in r
 @pytest.mark.parametrize("payload", [b"", b"p" * 100_000])
 def test_a_large_message_is_read_without_parsing_its_bulk(payload: bytes) -> None:
     data = result(tensors=ONE_MB, metrics={"loss": 0.5}, weight=7, payload=payload).SerializeToString()
-    with mock.patch.object(sliced, "_parse", wraps=sliced._parse) as parse:
+    with mock.patch.object(parsing, "parse", wraps=parsing.parse) as parse:
         check_result(data)
         read, arrays = read_result(data)
     assert [len(call.args[0]) < 200 for call in parse.call_args_list] == [True, True]
@@ -380,7 +381,7 @@ to_send = st.fixed_dictionaries(
 def test_an_encoded_result_is_the_message_of_the_same_arguments(
     arguments: dict[str, Any], whole: int
 ) -> None:
-    with mock.patch.object(sliced, "WHOLE_SIZE", whole):
+    with mock.patch("protos.sliced.WHOLE_SIZE", whole):
         encoded = encode_result(**arguments)
     assert isinstance(encoded, memoryview) == (whole < 0)
     assert stream_pb2.ParticipantMessage.FromString(bytes(encoded)) == result(**arguments)
