@@ -1,8 +1,9 @@
 """How a training script calls its participants in measurements, and what it notes of each call.
 
 Decides what one mode does: ``awaited`` is one task per participant that awaits each answer of its own,
-``cohort`` is one call to all of them after the other, ``reduce`` a weighted mean of their tensors after the
-other, ``idle`` no call at all. Who they are and how long it goes on is drive.py's.
+``cohort`` is one call to all of them after the other, ``stream`` the same with each result awaited as it
+arrives, ``reduce`` a weighted mean of their tensors after the other, ``idle`` no call at all. Who they are
+and how long it goes on is drive.py's.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Calls:
         modes: dict[str, Callable[[], Awaitable[None]]] = {
             "awaited": self._awaited,
             "cohort": lambda: self._again(self._run),
+            "stream": lambda: self._again(self._stream),
             "reduce": lambda: self._again(self._reduce),
             "idle": asyncio.Event().wait,  # type: ignore[dict-item]
         }
@@ -111,6 +113,15 @@ class Calls:
         if len(outcome.results) != len(outcome):
             raise RuntimeError(f"not everyone answered: {outcome}")
         return len(outcome)
+
+    async def _stream(self) -> int:
+        results = 0
+        async with self._cohort.stream(self._message) as answers:
+            async for _ in answers:
+                results += 1
+        if results != len(self._cohort):
+            raise RuntimeError(f"not everyone answered: {answers}")
+        return results
 
     async def _reduce(self) -> int:
         reduced = await self._cohort.reduce(self._message, reducer="weighted_mean", dtype=self._dtype)

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--listen", default="127.0.0.1:0", help="host:port; port 0: any free one")
     parser.add_argument("--participants", type=int, default=200, help="starts when so many are there")
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for them")
-    parser.add_argument("--mode", choices=["awaited", "cohort", "reduce", "idle"], default="cohort")
+    parser.add_argument("--mode", choices=["awaited", "cohort", "stream", "reduce", "idle"], default="cohort")
     parser.add_argument("--instruction-size", type=int, default=100, help="bytes of payload")
     parser.add_argument(
         "--tensor-bytes", type=int, help='an instruction with a float32 tensor "w" of so many bytes instead'

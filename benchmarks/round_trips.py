@@ -1,7 +1,7 @@
 """Round trips per second, and what they cost in CPU time: Muster beside the limit and the known design.
 
 Decides what is compared: the bare echo, alone and as many of it as there are workers, a thread per stream,
-and Muster with some numbers of workers in three modes. Only ratios within one run mean something. How
+and Muster with some numbers of workers in four modes. Only ratios within one run mean something. How
 candidates are compared is compare.py's.
 
     python -m benchmarks.round_trips
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from benchmarks.compare import Candidate, Roles, add_options, as_json, module, muster, take_turns
 from benchmarks.measure import Bench, Child, build_loadgen, print_table, write_results
 
-MODES = ["awaited", "cohort", "reduce"]
+MODES = ["awaited", "stream", "cohort", "reduce"]
 
 
 def baseline(name: str, path: str, *options: object, load: Sequence[object]) -> Candidate:

@@ -5,7 +5,6 @@ It searches without a deadline (a busy machine is no bug), and the same every ti
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import tempfile
@@ -18,7 +17,7 @@ import pytest
 from hypothesis import settings
 
 from coordinator.settings import default_workers
-from tests.support import eventually
+from tests.support import collect_garbage, eventually
 
 settings.register_profile("muster", deadline=None, max_examples=50)
 settings.register_profile("muster-ci", parent=settings.get_profile("muster"), derandomize=True)
@@ -38,8 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What lives by now lives to the end: nobody who collects garbage has to look through it again."""
-    gc.collect()
-    gc.freeze()
+    collect_garbage()
 
 
 @pytest.hookimpl(wrapper=True)

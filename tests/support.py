@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import threading
 import time
@@ -26,6 +27,12 @@ T = TypeVar("T")
 CONNECT = "/muster.stream.v1.ParticipantManager/Connect"
 PATIENCE = 20.0
 """Seconds that a test waits for what should happen at once; long, for machines under load."""
+
+
+def collect_garbage() -> None:
+    """All of it. What is left isn't looked at again by collections that follow, which are quick then."""
+    gc.collect()
+    gc.freeze()
 
 
 def eventually(condition: Callable[[], T | None], timeout: float = PATIENCE, what: str = "") -> T:

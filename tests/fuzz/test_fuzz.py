@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from protos.tensors import TensorError
 from tests.fuzz import corpus, loop, targets
 from tests.fuzz.__main__ import main
 from tests.fuzz.wire import put_together
+from tests.support import collect_garbage
 
 SECONDS = 2.0
 """CPU time that one message may take of an event loop: less than the time after which a worker is taken for
@@ -111,7 +111,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 def test_no_message_stops_a_worker_or_fills_its_memory(name: str) -> None:
     bomb = BOMBS[name]()
     assert len(bomb) <= MAX_FRAME_SIZE or name.startswith("in chunks")
-    gc.collect()
+    collect_garbage()
     level, began_at = resident_bytes(), time.thread_time()
     answer = bytes(view_of(checked(bomb, Kind.RESULT)))
     assert time.thread_time() - began_at < SECONDS

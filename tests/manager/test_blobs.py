@@ -31,6 +31,7 @@ from manager.blobs import (
 )
 from protos import link_pb2
 from protos.frames import Shared
+from tests.support import collect_garbage
 
 pytestmark = pytest.mark.skipif(not CAN_SHARE, reason="no memory that processes can share on this platform")
 
@@ -45,7 +46,7 @@ def mapped() -> int:
 
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Iterator[None]:
-    gc.collect()
+    collect_garbage()
     before = len(descriptors()), mapped()
     yield
     gc.collect()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from manager.blobs import SHARE_SIZE, Blob, open_shared
 from manager.memory import MOST_RESTING, REST_TIME, Memory, can_tell
 from protos.frames import Shared
+from tests.support import collect_garbage
 
 pytestmark = pytest.mark.skipif(not can_tell(), reason="this system doesn't know who reads memory")
 
@@ -51,7 +52,7 @@ class Subject(Memory):
 @pytest.fixture
 def memory(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """Of which all has been given back at the end."""
-    gc.collect()
+    collect_garbage()
     before = open_descriptors()
     memory = Subject(getattr(request, "param", MOST_RESTING))
     yield memory

@@ -22,6 +22,7 @@ from manager.blobs import CAN_SHARE, Blob, Payload, open_shared
 from manager.spool import SPARE_DISK, NoRoomError, Spool
 from protos.chunks import Store
 from protos.frames import Shared
+from tests.support import collect_garbage
 
 pytestmark = pytest.mark.skipif(not CAN_SHARE, reason="no memory that processes can share on this platform")
 
@@ -45,7 +46,7 @@ def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     """No descriptors, and no files."""
-    gc.collect()
+    collect_garbage()
     before = open_descriptors()
     yield
     gc.collect()

@@ -5,7 +5,6 @@ take is always what it should be, and what was written comes back.
 from __future__ import annotations
 
 import asyncio
-import gc
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from manager.blobs import CAN_SHARE, Blob
 from manager.spool import NoRoomError, Spool, Upload
+from tests.support import collect_garbage
 
 MEMORY, DISK, MOST_FILES = 100, 300, 4
 
@@ -185,7 +185,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.settle()
         assert (self.spool.free, self.spool.on_disk, self.spool._files) == (MEMORY, 0, 0)
         self.runner.close()
-        gc.collect()
+        collect_garbage()
         assert not list(Path(self.directory.name).iterdir())
         self.directory.cleanup()
         for each in self.patches:

@@ -80,7 +80,8 @@ def no_shared_memory_is_left_open(
     yield
 
     def as_before() -> bool:
-        gc.collect()
+        if len(_memfds()) > before:
+            gc.collect()
         return len(_memfds()) <= before
 
     eventually(as_before, what="no descriptors of shared memory left open")
