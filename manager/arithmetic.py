@@ -23,54 +23,57 @@ from protos.tensors import TensorError
 log = logging.getLogger("muster.folding")
 
 
-def new_batch(id: int, part: int, reduction: Reduction, allowed: Sequence[str]) -> Batch:
+def new_batch(id: int, part: int, reduction: Reduction, allowed: Sequence[str]) -> ResultBatch:
     """Raises ValueError for a reducer that can't be. ``allowed`` are import paths besides built-in names."""
     make = partial(make_reducer, reduction.reducer, reduction.options, allowed)
     make()
-    return Batch(id, part, make)
+    return ResultBatch(id, part, make)
 
 
-def fold(batch: Batch, session: int, answer: Payload) -> str | None:
-    """Takes a result into the batch. Returns why it doesn't fit, if it doesn't."""
-    try:
-        result, tensors = read_result(view_of(answer))
-        metrics = from_scalars(result.metrics)
-    except (MalformedMessageError, TensorError, ScalarError) as error:
-        return str(error)
-    try:
-        batch.fold(session, Contribution(tensors, metrics, result.weight))
-    except RefusedError as error:
-        return str(error)
-    except Exception as error:  # of a custom reducer
-        log.exception("a reducer failed")
-        return f"the reducer failed: {error!r}"
-    return None
+class ResultBatch(Batch):
+    """A batch that takes in answers, and says what they have come to as it is reported."""
 
+    __slots__ = ()
 
-def yielded(batch: Batch) -> tuple[Kinds, int] | Partial:
-    """What the batch has come to, and how many bytes that is; it begins anew.
+    def take(self, session: int, answer: Payload) -> str | None:
+        """Takes a session's result in; ``folded`` must follow. Returns why it doesn't fit, if it doesn't."""
+        try:
+            result, tensors = read_result(view_of(answer))
+            metrics = from_scalars(result.metrics)
+        except (MalformedMessageError, TensorError, ScalarError) as error:
+            return str(error)
+        try:
+            self.fold(session, Contribution(tensors, metrics, result.weight))
+        except RefusedError as error:
+            return str(error)
+        except Exception as error:  # of a custom reducer
+            log.exception("a reducer failed")
+            return f"the reducer failed: {error!r}"
+        return None
 
-    If a reducer fails at that: the partial that says so.
-    """
-    try:
-        kinds = batch.partial()
-        return kinds, sum(tensor.nbytes for _, _, state in kinds.groups for tensor in state.tensors.values())
-    except Exception as error:  # of a custom reducer
-        return _failed(batch, error)
+    def come_to(self) -> tuple[Kinds, int] | Partial:
+        """What it has come to, and how many bytes that is; it begins anew.
 
+        If a reducer fails at that: the partial that says so.
+        """
+        try:
+            kinds = self.partial()
+            size = sum(tensor.nbytes for _, _, state in kinds.groups for tensor in state.tensors.values())
+        except Exception as error:  # of a custom reducer
+            return self._failed(error)
+        return kinds, size
 
-def partial_of(batch: Batch, kinds: Kinds) -> Partial:
-    """The same as it is reported."""
-    try:
-        groups = [
-            Group(encode_schema(schema), sessions if position else (), share(encode(state)))
-            for position, (schema, sessions, state) in enumerate(kinds.groups)
-        ]
-    except Exception as error:  # a custom reducer's state that can't be sent
-        return _failed(batch, error)
-    return Partial(batch.id, batch.part, groups, closed=batch.closed, given_up=kinds.given_up)
+    def reported(self, kinds: Kinds) -> Partial:
+        """What it has come to, as it is sent."""
+        try:
+            groups = [
+                Group(encode_schema(schema), sessions if position else (), share(encode(state)))
+                for position, (schema, sessions, state) in enumerate(kinds.groups)
+            ]
+        except Exception as error:  # a custom reducer's state that can't be sent
+            return self._failed(error)
+        return Partial(self.id, self.part, groups, closed=self.closed, given_up=kinds.given_up)
 
-
-def _failed(batch: Batch, error: Exception) -> Partial:
-    log.error("a reducer failed to say what it has come to", exc_info=error)
-    return Partial(batch.id, batch.part, [], closed=batch.closed, error=f"the reducer failed: {error!r}")
+    def _failed(self, error: Exception) -> Partial:
+        log.error("a reducer failed to say what it has come to", exc_info=error)
+        return Partial(self.id, self.part, [], closed=self.closed, error=f"the reducer failed: {error!r}")

@@ -26,7 +26,7 @@ from protos.envelope import Kind
 from protos.messages import refusal
 
 if TYPE_CHECKING:
-    from manager.batch import Batch
+    from manager.arithmetic import ResultBatch
 
 INLINE_SIZE = 4 * 1024 * 1024
 """Bytes of a result up to which it is folded on the event loop: a few milliseconds."""
@@ -65,15 +65,15 @@ class Folding:
         """``reducers`` are the import paths that are allowed besides the built-in names."""
         self._sink = sink
         self._allowed = reducers
-        self._batches: dict[int, Batch] = {}
+        self._batches: dict[int, ResultBatch] = {}
         self._parts = itertools.count(1)
-        self._yielding: list[Batch] = []  # whose partials are being made, in this order
+        self._yielding: list[ResultBatch] = []  # whose partials are being made, in this order
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="muster-fold")
         self._works: set[asyncio.Future[Any]] = set()
         self._reporting: asyncio.TimerHandle | None = None
 
-    def batch(self, id: int, reduction: Reduction) -> Batch:
+    def batch(self, id: int, reduction: Reduction) -> ResultBatch:
         """The batch of this id, a new one if there is none. Raises ValueError for a reducer that can't be."""
         batch = self._batches.get(id)
         if batch is None:
@@ -82,12 +82,12 @@ class Folding:
             batch = self._batches[id] = new_batch(id, next(self._parts), reduction, self._allowed)
         return batch
 
-    def instructed(self, batch: Batch, stream: Stream) -> None:
+    def instructed(self, batch: ResultBatch, stream: Stream) -> None:
         """The stream has been sent an instruction of the batch. When all have, ``sent`` must follow."""
         stream.batch = batch
         batch.working += 1
 
-    def sent(self, batch: Batch, tag: int, *, all_there: bool, hurry: bool) -> None:
+    def sent(self, batch: ResultBatch, tag: int, *, all_there: bool, hurry: bool) -> None:
         """The broadcast with this tag has gone to all streams that are there."""
         batch.sent(tag, all_there=all_there, hurry=hurry)
         self._advance(batch)  # there may be none
@@ -109,9 +109,7 @@ class Folding:
             self._fold_apart(batch, stream, answer)
             return
         else:
-            from manager.arithmetic import fold
-
-            self._folded(batch, stream, len(answer), fold(batch, stream.id, answer))
+            self._folded(batch, stream, len(answer), batch.take(stream.id, answer))
         self._advance(batch)
 
     def ended(self, stream: Stream) -> bool:
@@ -155,7 +153,7 @@ class Folding:
             self._reporting.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _folded(self, batch: Batch, stream: Stream, size: int, refused: str | None) -> None:
+    def _folded(self, batch: ResultBatch, stream: Stream, size: int, refused: str | None) -> None:
         if refused is None:
             batch.folded(stream.id, size)
         else:
@@ -163,9 +161,7 @@ class Folding:
 
     # Whatever takes long
 
-    def _fold_apart(self, batch: Batch, stream: Stream, answer: Payload) -> None:
-        from manager.arithmetic import fold
-
+    def _fold_apart(self, batch: ResultBatch, stream: Stream, answer: Payload) -> None:
         size = len(answer)
 
         def done(work: asyncio.Future[str | None]) -> None:
@@ -174,7 +170,8 @@ class Folding:
             batch.folding -= 1
             if stream.folding is batch:
                 stream.folding = None
-            refused = work.result()
+            error = work.exception()
+            refused = work.result() if error is None else str(error)
             if not batch.forgotten:
                 self._folded(batch, stream, size, refused)
                 self._advance(batch)
@@ -186,7 +183,7 @@ class Folding:
                 self._report_all()
                 self._sink.ended_late(stream)
 
-        self._work(done, fold, batch, stream.id, answer)
+        self._work(done, batch.take, stream.id, answer)
 
     def _work(
         self, done: Callable[[asyncio.Future[Any]], None], do: Callable[..., Any], *args: object
@@ -196,7 +193,7 @@ class Folding:
         work.add_done_callback(self._works.discard)
         work.add_done_callback(done)
 
-    def _advance(self, batch: Batch) -> None:
+    def _advance(self, batch: ResultBatch) -> None:
         if batch.over and self._batches.get(batch.id) is batch:
             del self._batches[batch.id]
             self._report(batch)
@@ -212,14 +209,12 @@ class Folding:
         for batch in self._batches.values():
             self._report(batch)
 
-    def _report(self, batch: Batch) -> None:
+    def _report(self, batch: ResultBatch) -> None:
         if batch.news:
             self._sink.folded(batch.report())
 
-    def _yield(self, batch: Batch) -> None:
-        from manager.arithmetic import partial_of, yielded
-
-        state = yielded(batch)
+    def _yield(self, batch: ResultBatch) -> None:
+        state = batch.come_to()
         if isinstance(state, Partial):
             self._sink.partial(state)
             return
@@ -227,7 +222,7 @@ class Folding:
         if not kinds.groups and not batch.closed:
             return
         if size <= INLINE_SIZE and not self._yielding:
-            self._sink.partial(partial_of(batch, kinds))
+            self._sink.partial(batch.reported(kinds))
             return
         self._yielding.append(batch)
 
@@ -236,4 +231,4 @@ class Folding:
                 self._yielding.remove(batch)
                 self._sink.partial(dataclasses.replace(work.result(), closed=batch.closed))
 
-        self._work(done, partial_of, batch, kinds)
+        self._work(done, batch.reported, kinds)

@@ -20,7 +20,7 @@ from manager.verdicts import EndReason, Verdict
 from protos import stream_pb2
 
 if TYPE_CHECKING:
-    from manager.batch import Batch
+    from manager.arithmetic import ResultBatch
     from manager.identity import Identity
 
 WRITE_TIMEOUT = 2.0
@@ -74,8 +74,8 @@ class Stream:
         self.tag = 0  # of the instruction in flight
         self.wave: Wave | None = None  # of the broadcast that it has been sent
         # folding.py's:
-        self.batch: Batch | None = None  # that the answer belongs to
-        self.folding: Batch | None = None  # in which the answer is being folded in
+        self.batch: ResultBatch | None = None  # that the answer belongs to
+        self.folding: ResultBatch | None = None  # in which the answer is being folded in
         self.over: EndReason.ValueType | None = None  # how it ended meanwhile
         self.verdict: Verdict | None = None
         self._context = context

@@ -153,8 +153,8 @@ def _fill(part: stream_pb2.Instruction | stream_pb2.Result, tensors: Tensors | N
     """Sets what may be large in its place in the message; passed to a constructor it would be copied."""
     part.payload = payload
     if isinstance(tensors, Mapping):
-        if tensors:
-            from protos.tensors import fill_tensor  # with NumPy, which who only passes messages on can spare
+        from protos.tensors import fill_tensor  # with NumPy, which who only passes messages on can spare
+
         for name, array in tensors.items():
             fill_tensor(part.tensors.add(), name, array)
     elif tensors is not None:

@@ -1,7 +1,13 @@
 """Whether bytes are a stream message, found out without copying their bulk.
 
-Decides which messages protobuf gets to see whole, and that a large one is walked (walk.py): what is left
-without its bulk is parsed. What tensors look like as arrays is sliced.py's, which needs NumPy; this doesn't.
+Parsing copies every byte, and the arrays' memory once more. So a large message is walked (walk.py): all but
+the bulk (``Tensor.data`` and ``payload``) is put together into a small message, which protobuf parses and
+thereby checks. What is bulk can't be malformed: any bytes will do, and the walk has checked their length.
+Whatever the walk doesn't expect, it leaves to protobuf: the worst it can be is slow. But a participant must
+not be able to fill a manager's memory or to stop its event loop, so a result of millions of tiny fields is
+refused.
+
+What tensors look like as arrays is sliced.py's, which needs NumPy; this doesn't.
 """
 
 from __future__ import annotations

@@ -1,14 +1,7 @@
 """Results and instructions, read without copying their bulk, and results written copying it once.
 
-Decides whether the bytes are such a message, and gives its tensors as arrays that share their memory. What a
-tensor's fields must look like is tensors.py's to say; what the message means is the reader's.
-
-Parsing copies every byte, and the arrays' memory once more. So a large message is walked (walk.py): all but
-the bulk (``Tensor.data`` and ``payload``) is put together into a small message, which protobuf parses and
-thereby checks. What is bulk can't be malformed: any bytes will do, and the walk has checked their length.
-Whatever the walk doesn't expect, it leaves to protobuf: the worst it can be is slow. But a participant must
-not be able to fill a manager's memory or to stop its event loop, so a result of millions of tiny fields is
-refused.
+Decides how a message's tensors become arrays that share its memory. Whether the bytes are such a message is
+parsing.py's to say, what a tensor's fields must look like tensors.py's; what it means is the reader's.
 """
 
 from __future__ import annotations
@@ -54,7 +47,8 @@ def read_result(data: bytes | memoryview) -> tuple[stream_pb2.Result, dict[str, 
     does.
     """
     message, sliced = without_result_bulk(data)
-    read, view = message.result, memoryview(data).toreadonly()
+    read = message.result
+    view = data if sliced is None else memoryview(data).toreadonly()
     if len(read.tensors) > MOST_TENSORS:
         raise MalformedMessageError(f"a result with {len(read.tensors)} tensors, more than {MOST_TENSORS}")
     arrays: dict[str, npt.NDArray[Any]] = {}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from types import SimpleNamespace
 from typing import Any, NamedTuple, ParamSpec, cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -301,6 +302,28 @@ async def test_a_reducer_that_cannot_be_is_refused_before_anybody_works_for_it(r
         folding.batch(7, reduction)
     folding.close(7)
     assert sink.told == [Partial(7, 0, [], closed=True)]
+    await folding.finish(1)
+
+
+@on_a_loop
+async def test_one_that_there_is_no_memory_for_is_a_failure_and_the_others_count(
+    monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    sink = Sink()
+    folding = Folding(sink, ALLOWED)
+    first, second = stream(1), stream(2)
+    begin(folding, by_name(Slow), first, second)
+    gate.open()
+    with monkeypatch.context() as patch:
+        patch.setattr("manager.arithmetic.read_result", mock.Mock(side_effect=MemoryError("no room")))
+        answer(folding, first, large=True)
+        while not sink.told:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    refusal = failure(stream_pb2.Failure.UNSPECIFIED, "no room").SerializeToString()
+    assert sink.told == [Answered(1, refusal)]
+    assert first.folding is None
+    answer(folding, second)
+    assert [states(partial) for partial in sink.partials] == [[1]]
     await folding.finish(1)
 
 

@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from manager.batch import Batch
+from manager.arithmetic import ResultBatch
 from manager.blobs import Payload, view_of
 from manager.identity import Identity
 from manager.incoming import LEAST_CHUNK, MAX_HELLO
@@ -398,7 +398,7 @@ async def test_one_at_work_is_not_moved_and_answers() -> None:
 async def test_one_whose_answer_is_still_being_folded_in_is_not_moved_before_that_is_done() -> None:
     served = Served()
     participant, stream = await served.joined()
-    stream.folding = cast(Batch, object())
+    stream.folding = cast(ResultBatch, object())
     assert not served.servicer.move(stream.id, 0.7)
     served.servicer.drain()
     await settled()
