@@ -31,8 +31,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, the chaos run before all."""
-    items.sort(key=lambda item: (item.get_closest_marker("long") is None, "test_chaos" not in item.nodeid))
+    """What takes longest begins first."""
+
+    def seconds(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("long")
+        return 0.0 if mark is None else mark.args[0]
+
+    items.sort(key=seconds, reverse=True)  # others keep their order
 
 
 def pytest_collection_finish() -> None:

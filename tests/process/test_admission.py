@@ -106,7 +106,7 @@ def status_of(coordinator: RunningCoordinator) -> Iterator[Callable[[], control_
         yield connection.status
 
 
-@pytest.mark.long
+@pytest.mark.long(6)
 def test_a_herd_settles_no_faster_than_allowed_and_nobody_is_refused(
     tmp_path: Path, devices: Devices
 ) -> None:

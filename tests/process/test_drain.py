@@ -101,7 +101,7 @@ def test_stop_does_not_wait(tmp_path: Path, devices: Devices) -> None:
             assert len(running.result(20).lost) == 1
 
 
-@pytest.mark.long
+@pytest.mark.long(6)
 def test_what_is_being_folded_when_the_grace_is_over_is_not_lost(
     tmp_path: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,7 +258,7 @@ def test_its_workers_wait_for_it_though_somebody_else_has_its_port_meanwhile(
             assert [worker["pid"] for worker in after] == [worker["pid"] for worker in before]
 
 
-@pytest.mark.long
+@pytest.mark.long(7)
 def test_with_other_keys_it_gets_other_workers(tmp_path: Path, keys: Path, devices: Devices) -> None:
     own = make(tmp_path / "certs").link
     with gone(tmp_path, own, devices) as (first, options, before):

@@ -86,7 +86,7 @@ def test_only_missing_workers_are_started(tmp_path: Path, devices: Devices) -> N
             assert after[1] != before[1]
 
 
-@pytest.mark.long
+@pytest.mark.long(7)
 def test_a_worker_that_is_wedged_by_then_is_replaced(tmp_path: Path, devices: Devices) -> None:
     with killed(tmp_path / "first.log", "--workers=2") as first:
         before = pids(first)
@@ -301,7 +301,7 @@ def test_an_interrupt_while_workers_boot_is_no_traceback() -> None:
         assert b"Traceback" not in seen, seen
 
 
-@pytest.mark.long
+@pytest.mark.long(11)
 def test_workers_wait_for_the_next_coordinator_only_so_long(tmp_path: Path, devices: Devices) -> None:
     with killed(tmp_path / "first.log", "--workers=2", "--orphan-grace=6") as first:
         joined = devices.join(first.listen, 3)

@@ -636,7 +636,7 @@ def test_headers_have_a_limit(tmp_path: Path, devices: Devices) -> None:
         assert innocent.ended is None
 
 
-@pytest.mark.long
+@pytest.mark.long(8)
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plaintext", "TLS"])
 def test_connections_on_which_nothing_happens_are_closed(
     tmp_path: Path, devices: Devices, authority: Authority, encrypted: bool

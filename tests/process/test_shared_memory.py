@@ -43,7 +43,7 @@ def shared_memory(pids: list[int]) -> list[str]:
     return [name for name in held if "memfd:muster" in name]
 
 
-@pytest.mark.long
+@pytest.mark.long(7)
 def test_a_script_that_is_killed_leaves_none_behind(tmp_path: Path, devices: Devices) -> None:
     with start_coordinator(tmp_path / "coordinator.log", "--workers=2") as coordinator:
         joined = devices.join(coordinator.listen, 3)
