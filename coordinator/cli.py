@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import tomllib
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +35,11 @@ from manager.options import (
     take_security,
 )
 from manager.usage import allow_many_files, calm_garbage_collection, leave_linear_algebra_single
+from protos.version import VERSION
 
 
 @click.group()
-@click.version_option(version("muster"), prog_name="coordinator")
+@click.version_option(VERSION, prog_name="coordinator")
 def main() -> None:
     """Muster: coordinate the participants of federated learning, on every core.
 
@@ -53,6 +52,8 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
     """Makes the values of a TOML file the defaults of the command's options."""
     if path is None:
         return
+    import tomllib  # most starts need none
+
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -14,16 +14,13 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
 from coordinator.private import NotPrivateError, directory, lock
 from manager.errors import MusterError, StartError
 from manager.listen import Address
-
-VERSION = version("muster")
-"""Of this process: a newer one may be installed while it runs."""
+from protos.version import VERSION
 
 
 class InUseError(MusterError):

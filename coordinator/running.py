@@ -20,7 +20,7 @@ from typing import cast
 from coordinator.control import ControlServer, check
 from coordinator.downlink import State as LinkState
 from coordinator.rolling import RollingRestart
-from coordinator.run_dir import VERSION, InUseError, RunDir, State, default_path
+from coordinator.run_dir import InUseError, RunDir, State, default_path
 from coordinator.settings import Settings
 from coordinator.slot import Slot
 from coordinator.supervisor import ALL_GIVEN_UP, STOP_SLACK, Supervisor
@@ -31,6 +31,7 @@ from manager.errors import AddressInUse, StartError
 from manager.listen import Address, Reservation, hold, reserve
 from manager.usage import resident_bytes
 from protos import control_pb2
+from protos.version import VERSION
 
 log = logging.getLogger("muster.coordinator")
 

@@ -38,6 +38,7 @@ from manager.usage import (
     forbid_core_dumps,
     leave_linear_algebra_single,
 )
+from protos.version import VERSION
 
 CORE_DUMPS = "MUSTER_CORE_DUMPS"
 """Variable of the environment: 1 lets a worker that is aborted or crashes write a core file."""
@@ -49,7 +50,7 @@ log = logging.getLogger("muster.worker")
 
 
 @click.group()
-@click.version_option(package_name="muster", prog_name="manager")
+@click.version_option(VERSION, prog_name="manager")
 def main() -> None:
     """A worker of a Muster cluster. `coordinator start` runs as many as you ask it for."""
 
@@ -103,7 +104,7 @@ def start(
     **options: Any,
 ) -> None:
     """Run one worker in the foreground until it is drained or has no coordinator."""
-    configure(log_level, log_format, worker=index)
+    configure(log_level, log_format, lazily=True, worker=index)
     limits, security = take_limits(options), take_security(options)
     leave_linear_algebra_single()
     from manager import worker  # grpc and zmq load here: --help stays fast

@@ -17,7 +17,7 @@ handlers.py          the one answer to an instruction
 backoff.py           how long to wait before the next attempt
 status.py            which gRPC status is which error
 address.py           what an address looks like, and where it leads
-hello.py             what the first message says (version.py: its version)
+hello.py             what the first message says
 ===================  ========================================================================
 
 and doing as they say:

@@ -18,6 +18,7 @@ from participant_sdk.errors import AddressError, CredentialsError
 from participant_sdk.logs import set_up_logging
 from participant_sdk.participant import run_all
 from protos.tls import TLS
+from protos.version import VERSION
 
 _FILE = click.Path(path_type=Path)
 
@@ -37,7 +38,7 @@ def _key_values(_context: click.Context, _option: click.Parameter, values: Seque
 
 
 @click.group()
-@click.version_option(package_name="muster", prog_name="participant")
+@click.version_option(VERSION, prog_name="participant")
 def main() -> None:
     """Take part in federated learning.
 

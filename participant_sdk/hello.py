@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from participant_sdk.version import sdk_version
 from protos import stream_pb2
+from protos.version import VERSION
 
 
 def check_attributes(attributes: Mapping[str, str] | None) -> dict[str, str]:
@@ -25,7 +25,7 @@ def hello(
         hello=stream_pb2.Hello(
             participant_id=participant_id,
             attributes=attributes,
-            sdk_version=sdk_version(),
+            sdk_version=f"muster-python/{VERSION}",
             accepts_cancel=accepts_cancel,
         )
     )

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import pytest
 
 from coordinator import CoordinatorGone, connect
+from protos.version import VERSION
 from tests.process.running import (
     BIN,
     RunningCoordinator,
@@ -142,7 +142,7 @@ def test_workers_of_another_version_are_renewed(tmp_path: Path, devices: Devices
     with killed(tmp_path / "first.log", "--workers=1", f"--run-dir={tmp_path}/run") as first:
         before = pids(first)
         kill(first)
-        state.write_text(state.read_text().replace(f'"version": "{version("muster")}"', '"version": "0.0.1"'))
+        state.write_text(state.read_text().replace(f'"version": "{VERSION}"', '"version": "0.0.1"'))
         with start_coordinator(
             tmp_path / "second.log", "--workers=1", *again(first), f"--run-dir={tmp_path}/run"
         ) as second:
