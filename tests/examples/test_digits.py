@@ -30,6 +30,21 @@ def test_training_and_held_out_examples_are_all_of_the_digits_and_none_twice() -
     assert (images.min(), images.max()) == (0, 1)
 
 
+def test_the_digits_are_those_that_scikit_learn_loads() -> None:
+    from sklearn.datasets import load_digits  # takes a second
+
+    images, labels = load_digits(return_X_y=True)
+    wanted = {
+        (image.tobytes(), label) for image, label in zip((images / 16).astype("f4"), labels, strict=True)
+    }
+    found = {
+        (image.tobytes(), label)
+        for part in data.load()
+        for image, label in zip(part.images, part.labels, strict=True)
+    }
+    assert found == wanted
+
+
 def test_the_held_out_examples_are_the_same_every_time() -> None:
     (_, first), (_, second) = data.load(), data.load()
 
