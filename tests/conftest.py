@@ -30,14 +30,23 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * default_workers() + 1
 
 
+@pytest.hookimpl(trylast=True)  # of those that were selected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first."""
+    """What mostly waits (``long``) comes first in two test processes, while others keep the CPUs busy.
 
-    def seconds(item: pytest.Item) -> float:
-        mark = item.get_closest_marker("long")
-        return 0.0 if mark is None else mark.args[0]
-
-    items.sort(key=seconds, reverse=True)  # others keep their order
+    To begin with, each process gets as many tests as the others, in this order.
+    """
+    seconds = {
+        item: float(mark.args[0]) for item in items if (mark := item.get_closest_marker("long")) is not None
+    }
+    one: list[pytest.Item] = []
+    two: list[pytest.Item] = []
+    for item in sorted(seconds, key=seconds.__getitem__, reverse=True):
+        min(one, two, key=lambda half: sum(map(seconds.__getitem__, half))).append(item)
+    others = [item for item in items if item not in seconds]
+    size = len(items) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = one + others
+    items[size:size] = two
 
 
 def pytest_collection_finish() -> None:
