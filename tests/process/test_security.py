@@ -603,7 +603,7 @@ def test_a_little_that_decompresses_to_very_much_stays_a_little(tmp_path: Path, 
         eventually(lambda: coordinator.status()["participants"] == 1)
         (worker,) = [each for each in coordinator.children() if "manager" in " ".join(each.cmdline())]
         before = worker.memory_info().rss
-        bomb = bytes(200 * 1024**2)
+        bomb = bytes(100 * 1024**2)
         options = [("grpc.max_send_message_length", -1)]
         for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
             with grpc.insecure_channel(coordinator.listen, options, compression) as channel:
