@@ -25,7 +25,7 @@ from benchmarks.calls import Calls, payload_message, quantiles, tensor_message
 from benchmarks.measure import cpu_seconds
 from benchmarks.meter import Meter, say
 from coordinator import aio
-from manager.security import Security
+from manager.access.security import Security
 
 
 async def _say_status(coordinator: aio.Coordinator[aio.ParticipantProxy], calls: Calls) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.meter import say
 from coordinator import Coordinator, ParticipantProxy, instruction
 from manager import create_participant_manager
-from manager.participants import Participants
+from manager.api.participants import Participants
 
 
 def call(manager: Participants[ParticipantProxy], args: argparse.Namespace, ready: dict[str, Any]) -> None:

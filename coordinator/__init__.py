@@ -47,7 +47,7 @@ writer.py         batches for the control stream
 passing.py        how a payload crosses it: as bytes or as a descriptor
 ================  =============================================================================
 
-Who gets which participants, and how each call ends, is decided in the manager package (pool.py, calls.py),
+Who gets which participants, and how each call ends, is decided in manager/core (pool.py, calls.py),
 which the single-process mode shares.
 """
 
@@ -61,7 +61,10 @@ if TYPE_CHECKING:
     from coordinator.coordinator import Connection, Coordinator, connect
     from coordinator.errors import CoordinatorGone, CredentialsError, WorkerBootError
     from coordinator.settings import Settings
-    from manager.cohort import Cohort
+    from manager.access.security import Security
+    from manager.api.cohort import Cohort
+    from manager.api.outcome import Outcome, Progress, Reduced
+    from manager.api.proxy import ParticipantProxy
     from manager.errors import (
         AddressInUse,
         CallCancelled,
@@ -75,10 +78,7 @@ if TYPE_CHECKING:
         ReductionError,
         StartError,
     )
-    from manager.outcome import Outcome, Progress, Reduced
-    from manager.proxy import ParticipantProxy
-    from manager.reducers import Contribution, Reducer, RefusedError
-    from manager.security import Security
+    from manager.reducing.reducers import Contribution, Reducer, RefusedError
     from protos.messages import from_scalars, instruction
     from protos.tensors import to_array, to_arrays
     from protos.tls import TLS
@@ -88,7 +88,7 @@ _FROM = {
     "coordinator.coordinator": ["Connection", "Coordinator", "connect"],
     "coordinator.errors": ["CoordinatorGone", "CredentialsError", "WorkerBootError"],
     "coordinator.settings": ["Settings"],
-    "manager.cohort": ["Cohort"],
+    "manager.api.cohort": ["Cohort"],
     "manager.errors": [
         "AddressInUse",
         "CallCancelled",
@@ -102,10 +102,10 @@ _FROM = {
         "ReductionError",
         "StartError",
     ],
-    "manager.outcome": ["Outcome", "Progress", "Reduced"],
-    "manager.proxy": ["ParticipantProxy"],
-    "manager.reducers": ["Contribution", "Reducer", "RefusedError"],
-    "manager.security": ["Security"],
+    "manager.api.outcome": ["Outcome", "Progress", "Reduced"],
+    "manager.api.proxy": ["ParticipantProxy"],
+    "manager.reducing.reducers": ["Contribution", "Reducer", "RefusedError"],
+    "manager.access.security": ["Security"],
     "protos.messages": ["from_scalars", "instruction"],
     "protos.tensors": ["to_array", "to_arrays"],
     "protos.tls": ["TLS"],

@@ -9,12 +9,12 @@ from coordinator.access import Access
 from coordinator.client import Link
 from coordinator.running import RunningCoordinator
 from coordinator.settings import make_settings
-from manager.arguments import check_factory
-from manager.backend import Backend
-from manager.cohort import AsyncCohort as Cohort
-from manager.participants import AsyncParticipants
-from manager.proxy import A, Handle
-from manager.proxy import AsyncParticipantProxy as ParticipantProxy
+from manager.api.arguments import check_factory
+from manager.api.cohort import AsyncCohort as Cohort
+from manager.api.participants import AsyncParticipants
+from manager.api.proxy import A, Handle
+from manager.api.proxy import AsyncParticipantProxy as ParticipantProxy
+from manager.core.backend import Backend
 from protos import control_pb2
 from protos.bearer import Token
 from protos.tls import TLS

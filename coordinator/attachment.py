@@ -14,13 +14,13 @@ from typing import cast
 
 from coordinator.passing import Outgoing, received
 from coordinator.writer import MAX_BATCH_BYTES, MAX_ITEM_BYTES, BatchWriter
-from manager.arguments import check_timeout
-from manager.blobs import Blob, can_open
-from manager.call import Answer, Call, OutcomeKind
-from manager.dispatcher import Dispatcher
+from manager.api.arguments import check_timeout
+from manager.core.call import Answer, Call, OutcomeKind
+from manager.core.dispatcher import Dispatcher
+from manager.core.members import Member
 from manager.errors import Closed, NotEnoughParticipants
-from manager.members import Member
-from manager.shares import reduction_of
+from manager.payloads.blobs import Blob, can_open
+from manager.reducing.shares import reduction_of
 from protos import control_pb2, link_pb2, stream_pb2
 from protos.envelope import is_instruction
 from protos.messages import failure

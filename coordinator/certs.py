@@ -1,7 +1,7 @@
 """``coordinator certs``: certificates and keys for development, in a directory.
 
 Decides which files there are, what is kept and what is made anew, and says how they are used. What is in a
-certificate is authority.py's business, what is in a key of the link manager/link_keys.py's. Both load when
+certificate is authority.py's business, what is in a key of the link manager/link/keys.py's. Both load when
 something is made: --help stays fast.
 """
 
@@ -69,7 +69,7 @@ class Certs:
 
     @property
     def link(self) -> Path:
-        """The directory of the link's keys (manager/link_keys.py)."""
+        """The directory of the link's keys (manager/link/keys.py)."""
         return self.path / "link"
 
     def participant(self, participant_id: str) -> Files:
@@ -190,7 +190,7 @@ def _participant(
 def _link_keys(certs: Certs) -> None:
     import zmq
 
-    from manager.link_keys import COORDINATOR, PUBLIC, SECRET, WORKER, as_file
+    from manager.link.keys import COORDINATOR, PUBLIC, SECRET, WORKER, as_file
 
     for end in (COORDINATOR, WORKER):
         file = certs.link / f"{end}{SECRET}"

@@ -23,13 +23,13 @@ from coordinator.errors import CoordinatorGone, CredentialsError
 from coordinator.passing import Outgoing, received
 from coordinator.pending import PendingCall, PendingRequest
 from coordinator.writer import MAX_ITEM_BYTES, BatchWriter
-from manager.arguments import check_timeout
-from manager.backend import Acquired, Listener, Running, check_size
-from manager.blobs import Blob, Payload, Sample, can_open, share
-from manager.call import Answer, OutcomeKind
+from manager.api.arguments import check_timeout
+from manager.core.backend import Acquired, Listener, Running, check_size
+from manager.core.call import Answer, OutcomeKind
+from manager.core.members import Member
 from manager.errors import Closed, MusterError, ReductionError
-from manager.members import Member
-from manager.shares import Reduction
+from manager.payloads.blobs import Blob, Payload, Sample, can_open, share
+from manager.reducing.shares import Reduction
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlStub
 from protos.ending import Ending

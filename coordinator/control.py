@@ -26,20 +26,20 @@ from coordinator.settings import Settings
 from coordinator.slot import Slot
 from coordinator.unix_socket import SocketPlace
 from coordinator.writer import BatchWriter
-from manager.blobs import Sample
-from manager.certificates import Certificates
-from manager.closing import Closing
-from manager.connections import Connections
-from manager.crowds import Crowds
-from manager.dispatcher import Dispatcher
+from manager.access.certificates import Certificates
+from manager.access.token_file import read_tokens
+from manager.access.watched import keep_looking, troubles
+from manager.core.dispatcher import Dispatcher
+from manager.core.members import Member
 from manager.errors import AddressInUse, Closed, StartError
-from manager.gate import read_tokens
 from manager.listen import Address, addresses_of, probe
 from manager.logs import keep_headers_out
-from manager.members import Member
-from manager.open_sockets import OpenSockets
-from manager.refused import Refused
-from manager.watched import keep_looking, troubles
+from manager.payloads.blobs import Sample
+from manager.serving.closing import Closing
+from manager.serving.connections import Connections
+from manager.serving.crowds import Crowds
+from manager.serving.open_sockets import OpenSockets
+from manager.serving.refused import Refused
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
 

@@ -1,7 +1,7 @@
 """Lets in scripts and commands that show a token, before anything of a call is read.
 
-Tokens are those of manager/tokens.py, in a file of their own; a script whose token is revoked is sent away.
-Where tokens are needed settings.py decides, and whether they may travel access.py.
+Tokens are those of manager/access/tokens.py, in a file of their own; a script whose token is revoked is sent
+away. Where tokens are needed settings.py decides, and whether they may travel access.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
-from manager.gate import read_tokens
-from manager.identity import Identity, UnauthenticatedError, bearer
+from manager.access.identity import Identity, UnauthenticatedError, bearer
+from manager.access.token_file import read_tokens
+from manager.access.watched import Watched
 from manager.logs import Sparingly
-from manager.watched import Watched
 
 log = logging.getLogger("muster.control")
 

@@ -11,11 +11,11 @@ from coordinator.access import Access
 from coordinator.client import Link
 from coordinator.running import RunningCoordinator
 from coordinator.settings import make_settings
-from manager.arguments import check_factory
-from manager.backend import Backend
+from manager.api.arguments import check_factory
+from manager.api.participants import Participants
+from manager.api.proxy import B, Handle
+from manager.core.backend import Backend
 from manager.loop import LoopThread
-from manager.participants import Participants
-from manager.proxy import B, Handle
 from protos import control_pb2
 from protos.bearer import Token
 from protos.tls import TLS

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from manager.blobs import Payload
-from manager.linkend import Frames, LinkEnd
+from manager.link.end import Frames, LinkEnd
+from manager.link.uplink import LINK_VERSION
 from manager.liveness import Liveness
-from manager.uplink import LINK_VERSION
+from manager.payloads.blobs import Payload
 from protos import link_pb2
 
 

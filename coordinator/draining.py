@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from coordinator.downlink import Downlink, State
 from coordinator.transport import LinkTransport, Worker
-from manager.dispatcher import Dispatcher
+from manager.core.dispatcher import Dispatcher
 
 GROUP_TIME = 0.1
 """Seconds after which a worker that has been told to end goes: a signal to the whole process group, which is

@@ -1,15 +1,15 @@
 """What the coordinator has to tell one worker, gathered until the end of the event loop's turn.
 
-The counterpart of manager/reports.py. An instruction that goes to many participants of a worker is packed
-once.
+The counterpart of manager/link/reports.py. An instruction that goes to many participants of a worker is
+packed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from manager.blobs import Payload
-from manager.call import Send
+from manager.core.call import Send
+from manager.payloads.blobs import Payload
 from protos import link_pb2
 
 

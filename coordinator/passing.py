@@ -6,7 +6,7 @@ cost the coordinator nothing, however large they are.
 
 from __future__ import annotations
 
-from manager.blobs import Blob, Payload, open_shared, view_of
+from manager.payloads.blobs import Blob, Payload, open_shared, view_of
 from protos import control_pb2
 from protos.frames import Shared
 

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from manager.backend import Acquired, Listener
-from manager.blobs import Payload
-from manager.call import Answer
+from manager.core.backend import Acquired, Listener
+from manager.core.call import Answer
 from manager.errors import NotEnoughParticipants
+from manager.payloads.blobs import Payload
 from protos import control_pb2
 
 

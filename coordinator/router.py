@@ -1,6 +1,6 @@
 """The coordinator's ROUTER socket: where it is bound, who may connect, and what can't be read.
 
-Over TCP it asks peers for keys (manager/link_keys.py). What the messages mean is decided elsewhere:
+Over TCP it asks peers for keys (manager/link/keys.py). What the messages mean is decided elsewhere:
 downlink.py and workers.py. Here strangers and garbage end.
 """
 
@@ -15,10 +15,10 @@ from google.protobuf.message import DecodeError
 
 from coordinator.unix_socket import MAX_PATH
 from manager.errors import StartError
-from manager.link_keys import ZAP_DOMAIN, CoordinatorKeys
+from manager.link.keys import ZAP_DOMAIN, CoordinatorKeys
+from manager.link.sockets import FAILED_HANDSHAKES, Failure, LinkSocket
 from manager.listen import Address
 from manager.logs import Sparingly
-from manager.sockets import FAILED_HANDSHAKES, Failure, LinkSocket
 from protos import link_pb2
 from protos.frames import Buffer, MalformedFramesError, Shared, check_report, unpack
 

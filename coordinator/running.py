@@ -25,8 +25,8 @@ from coordinator.settings import Settings
 from coordinator.slot import Slot
 from coordinator.supervisor import ALL_GIVEN_UP, STOP_SLACK, Supervisor
 from coordinator.workers import Workers
-from manager.call import OutcomeKind
-from manager.dispatcher import Dispatcher
+from manager.core.call import OutcomeKind
+from manager.core.dispatcher import Dispatcher
 from manager.errors import AddressInUse, StartError
 from manager.listen import Address, Reservation, hold, reserve
 from manager.usage import resident_bytes
@@ -303,7 +303,9 @@ def _import_from(reducers: Sequence[str]) -> list[Path]:
     """Directories in which workers find these reducers' modules. Raises StartError if one can't be had."""
     if not reducers:
         return []
-    from manager.reducers import check_allowed  # with NumPy, which a coordinator needs for nothing else
+    from manager.reducing.reducers import (
+        check_allowed,  # with NumPy, which a coordinator needs for nothing else
+    )
 
     try:
         check_allowed(reducers)

@@ -9,10 +9,10 @@ from typing import Any
 
 from coordinator.control_address import ControlAddress, is_local
 from coordinator.control_address import parse as parse_control
+from manager.access.security import Security
 from manager.limits import Limits
 from manager.listen import CAN_SHARE_PORT, Address
 from manager.logs import LOG_FORMATS, LOG_LEVELS
-from manager.security import Security
 from manager.typed import check_types
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
@@ -34,7 +34,7 @@ class Settings:
     workers: int = field(default_factory=default_workers)
     listen: Address = field(default_factory=lambda: Address.parse(DEFAULT_LISTEN))
     control: ControlAddress | None = None
-    control_tokens: Path | None = None  # scripts and commands need a token of this file (manager/tokens.py)
+    control_tokens: Path | None = None  # scripts and commands need a token of this file
     link: str = "ipc"  # or tcp://host:port, with link_keys
     link_keys: Path | None = None  # a directory, as `coordinator certs` makes it
     share_port: bool = CAN_SHARE_PORT

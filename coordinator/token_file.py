@@ -1,8 +1,8 @@
 """The file of tokens, changed safely: one change at a time, each wholly or not at all.
 
 A new one is for the owner alone. One that the group may read stays so, for that may be how the coordinator
-reads it: if it couldn't any more, nobody would be revoked. manager/tokens.py decides what is in it. Running
-workers see each change by themselves.
+reads it: if it couldn't any more, nobody would be revoked. manager/access/tokens.py decides what is in it.
+Running workers see each change by themselves.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import click
 from coordinator import token_file
 from coordinator.remote import fail, json_option
 from coordinator.token_file import TokenFileError
-from manager.tokens import RANDOM_BYTES, TokensError, added, check_name, make_token, parse, removed
+from manager.access.tokens import RANDOM_BYTES, TokensError, added, check_name, make_token, parse, removed
 
 file_option = click.option(
     "--file",

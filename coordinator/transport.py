@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from coordinator.downlink import Downlink, State
 from coordinator.orders import OrdersBatch
-from manager.blobs import Payload, view_of
-from manager.call import Call, Send
-from manager.members import Member
-from manager.memory import Memory
-from manager.roster import Roster
+from manager.core.call import Call, Send
+from manager.core.members import Member
+from manager.core.roster import Roster
+from manager.payloads.blobs import Payload, view_of
+from manager.payloads.memory import Memory
 from protos import link_pb2
 
 

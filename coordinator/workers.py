@@ -23,16 +23,17 @@ from coordinator.router import Payloads, Router
 from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
 from coordinator.transport import LinkTransport, Worker
-from manager.admission import Admission, moves_per_second
-from manager.blobs import Blob, Payload, Sample, can_open, open_all
-from manager.dispatcher import Dispatcher
-from manager.link_keys import coordinator_keys
+from manager.core.dispatcher import Dispatcher
+from manager.core.members import Member, printable, recognisable
+from manager.limits import moves_per_second
+from manager.link.keys import coordinator_keys
+from manager.link.sockets import routing_id
 from manager.listen import Address
 from manager.logs import Sparingly
-from manager.members import Member, printable, recognisable
-from manager.refused import Cause, Refused
-from manager.shares import Folded, Group, Partial
-from manager.sockets import routing_id
+from manager.payloads.blobs import Blob, Payload, Sample, can_open, open_all
+from manager.reducing.shares import Folded, Group, Partial
+from manager.serving.admission import Admission
+from manager.serving.refused import Cause, Refused
 from protos import link_pb2
 
 log = logging.getLogger("muster.coordinator")

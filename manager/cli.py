@@ -108,7 +108,7 @@ def start(
     limits, security = take_limits(options), take_security(options)
     leave_linear_algebra_single()
     from manager import worker  # grpc and zmq load here: --help stays fast
-    from manager.link_keys import keys_for
+    from manager.link.keys import keys_for
 
     sys.path += map(str, import_from)  # last: they must not hide anything
 

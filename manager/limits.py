@@ -42,6 +42,15 @@ MORE_FILES: Final = (
 """What a person can do about too few open files."""
 
 
+MOVES_PER_SECOND: Final = 1000
+"""Participants of workers that drain which come to others per second at most."""
+
+
+def moves_per_second(max_joins: float) -> float:
+    """How many of them come per second, where no more may join."""
+    return min(MOVES_PER_SECOND, max_joins)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """For each worker. Times are in seconds, sizes in bytes.

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from manager.access.security import Security
 from manager.limits import Limits
 from manager.listen import Address
 from manager.logs import LOG_FORMATS, LOG_LEVELS
-from manager.security import Security
 
 F = TypeVar("F", bound=Callable[..., Any])
 

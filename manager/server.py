@@ -15,29 +15,29 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from manager.arguments import check_factory
-from manager.backend import Backend
-from manager.blobs import Blob, Payload
-from manager.call import Call, Send
-from manager.dispatcher import Dispatcher
-from manager.endpoint import Endpoint
+from manager.access.security import Security
+from manager.api.arguments import check_factory
+from manager.api.participants import Participants
+from manager.api.proxy import B, Handle
+from manager.core.backend import Backend
+from manager.core.call import Call, Send
+from manager.core.dispatcher import Dispatcher
+from manager.core.members import ANONYMOUS, Member
 from manager.errors import StartError
-from manager.folding import Folding
-from manager.incoming import checked, pieces
 from manager.limits import Limits, room
 from manager.listen import CAN_SHARE_PORT, Address, reserve
 from manager.loop import LoopThread
-from manager.members import ANONYMOUS, Member
-from manager.participants import Participants
-from manager.proxy import B, Handle
-from manager.reducers import check_allowed
-from manager.security import Security
-from manager.servicer import Servicer
-from manager.shares import Folded, Partial
-from manager.stream import Stream
+from manager.payloads.blobs import Blob, Payload
+from manager.reducing.reducers import check_allowed
+from manager.reducing.shares import Folded, Partial
+from manager.serving.endpoint import Endpoint
+from manager.serving.folding import Folding
+from manager.serving.incoming import checked, pieces
+from manager.serving.servicer import Servicer
+from manager.serving.stream import Stream
+from manager.serving.verdicts import REPLACED, EndReason
 from manager.timeouts import FOLDING_TIMEOUT
 from manager.usage import allow_many_files
-from manager.verdicts import REPLACED, EndReason
 from protos import stream_pb2
 from protos.envelope import Kind
 from protos.messages import refusal
@@ -252,7 +252,7 @@ def create_participant_manager(
         reducers: import paths (``package.module:Class``) that ``cohort.reduce`` may name.
         limits: of participants, joins and sizes (manager.limits.Limits). By default as many participants as
             this process may open files for, which is raised to what the system allows.
-        security: TLS and tokens (manager.security.Security). By default neither, on loopback only.
+        security: TLS and tokens (manager.Security). By default neither, on loopback only.
 
     Returns:
         The server, which is running and must be stopped, and the participant manager.

@@ -17,28 +17,28 @@ from dataclasses import dataclass, field
 import zmq
 from google.protobuf.message import DecodeError
 
-from manager.blobs import SHARE_SIZE, Payload, Sample, can_open, open_all, view_of
-from manager.confirmations import Confirmations
-from manager.endpoint import Endpoint
-from manager.folding import Folding
-from manager.incoming import checked
+from manager.access.security import Security
+from manager.core.members import ANONYMOUS
 from manager.limits import Limits
-from manager.link_keys import WorkerKeys
+from manager.link.confirmations import Confirmations
+from manager.link.keys import WorkerKeys
+from manager.link.orders import Orders
+from manager.link.reports import Reports
+from manager.link.sockets import LinkSocket, routing_id
+from manager.link.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
 from manager.listen import Address
 from manager.logs import Sparingly
-from manager.members import ANONYMOUS
-from manager.memory import Memory
-from manager.orders import Orders
-from manager.reports import Reports
-from manager.security import Security
-from manager.servicer import Servicer
-from manager.shares import Folded, Partial
-from manager.sockets import LinkSocket, routing_id
-from manager.stream import Stream
+from manager.payloads.blobs import SHARE_SIZE, Payload, Sample, can_open, open_all, view_of
+from manager.payloads.memory import Memory
+from manager.reducing.shares import Folded, Partial
+from manager.serving.endpoint import Endpoint
+from manager.serving.folding import Folding
+from manager.serving.incoming import checked
+from manager.serving.servicer import Servicer
+from manager.serving.stream import Stream
+from manager.serving.verdicts import EndReason
 from manager.timeouts import FOLDING_TIMEOUT, GOODBYE_TIMEOUT
-from manager.uplink import Drain, Effect, Exit, Greet, Obey, Opened, State, Uplink
 from manager.usage import Trimmer, calm_garbage_collection, keep_freed_memory, resident_bytes, trim
-from manager.verdicts import EndReason
 from protos import link_pb2, stream_pb2
 from protos.envelope import Kind
 from protos.frames import Buffer, MalformedFramesError, Shared, check_orders, unpack

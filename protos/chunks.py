@@ -2,7 +2,7 @@
 
 Decides when a message is split, what its pieces look like as bytes, and how they are joined again. Where the
 bytes of a message that isn't whole yet are kept is up to a ``Store``: by default memory of this process; a
-manager has another (manager/spool.py).
+manager has another (manager/payloads/spool.py).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Frame 0 is the serialised Upward or Downward; its ``Payloads`` list all sizes. Payloads shorter than OWN_FRAME
 bytes lie one after the other in frame 1; each longer one has a frame of its own, so that nobody copies it, or
-is in the sender's memory and only its descriptor travels (manager/blobs.py). Packing many small payloads into
-one frame is what keeps the coordinator cheap: ZeroMQ costs per frame.
+is in the sender's memory and only its descriptor travels (manager/payloads/blobs.py). Packing many small
+payloads into one frame is what keeps the coordinator cheap: ZeroMQ costs per frame.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Shared(NamedTuple):
 
 
 class _Sharable(Protocol):
-    """What ``pack`` takes as a payload in this process's memory: a manager.blobs.Blob."""
+    """What ``pack`` takes as a payload in this process's memory: a manager.payloads.blobs.Blob."""
 
     @property
     def descriptor(self) -> int: ...

@@ -26,8 +26,8 @@ FOR_PEOPLE = {
     "protos/tls.py",
     "coordinator/authority.py",
     "coordinator/certs.py",
-    "manager/gate.py",
-    "manager/peer_certificate.py",
+    "manager/serving/gate.py",
+    "manager/access/peer_certificate.py",
 }
 """Files that tell people the time, in log lines or beside a certificate's, or date certificates, and decide
 nothing by it that happens between processes, but for one thing: whether a certificate has expired, which is

@@ -22,7 +22,7 @@ HAZARDOUS_CALLS = {
 }  # fmt: skip
 
 MAY_IMPORT_BY_NAME = {
-    "manager/reducers.py",
+    "manager/reducing/reducers.py",
     "participant_sdk/app.py",
     "manager/__init__.py",
     "coordinator/__init__.py",

@@ -28,33 +28,33 @@ SANS_IO = [
     "protos/parsing.py",
     "protos/sliced.py",
     "protos/walk.py",
-    "manager/pool.py",
-    "manager/call.py",
-    "manager/assignments.py",
-    "manager/calls.py",
-    "manager/deadlines.py",
-    "manager/roster.py",
-    "manager/shares.py",
-    "manager/batch.py",
-    "manager/contributions.py",
-    "manager/schema.py",
-    "manager/elementwise.py",
-    "manager/members.py",
-    "manager/session.py",
-    "manager/admission.py",
-    "manager/crowds.py",
-    "manager/connections.py",
-    "manager/refused.py",
-    "manager/identity.py",
-    "manager/tokens.py",
-    "manager/peer_certificate.py",
-    "manager/sequence.py",
-    "manager/linkend.py",
-    "manager/confirmations.py",
+    "manager/core/pool.py",
+    "manager/core/call.py",
+    "manager/core/assignments.py",
+    "manager/core/calls.py",
+    "manager/core/deadlines.py",
+    "manager/core/roster.py",
+    "manager/reducing/shares.py",
+    "manager/reducing/batch.py",
+    "manager/reducing/contributions.py",
+    "manager/reducing/schema.py",
+    "manager/reducing/elementwise.py",
+    "manager/core/members.py",
+    "manager/serving/session.py",
+    "manager/serving/admission.py",
+    "manager/serving/crowds.py",
+    "manager/serving/connections.py",
+    "manager/serving/refused.py",
+    "manager/access/identity.py",
+    "manager/access/tokens.py",
+    "manager/access/peer_certificate.py",
+    "manager/link/sequence.py",
+    "manager/link/end.py",
+    "manager/link/confirmations.py",
     "manager/liveness.py",
-    "manager/uplink.py",
-    "manager/reports.py",
-    "manager/outcome.py",
+    "manager/link/uplink.py",
+    "manager/link/reports.py",
+    "manager/api/outcome.py",
     "coordinator/downlink.py",
     "coordinator/restarts.py",
     "coordinator/balance.py",
@@ -96,7 +96,7 @@ def test_imports_between_the_packages_run_one_way(package: str) -> None:
 
 @pytest.mark.parametrize("path", SANS_IO)
 def test_what_decides_does_no_input_or_output(path: str) -> None:
-    allowed = {"random"} if path == "manager/pool.py" else set()
+    allowed = {"random"} if path == "manager/core/pool.py" else set()
     found = {module.partition(".")[0] for module in imports(ROOT / path)}
     assert not found & (DOES_IO - allowed)
 
@@ -113,11 +113,38 @@ def test_every_file_says_at_its_top_what_it_is(package: str) -> None:
 
 @pytest.mark.parametrize("package", ["manager", "coordinator"])
 def test_the_table_of_files_in_the_package_is_complete(package: str) -> None:
-    table = (ROOT / package / "__init__.py").read_text(encoding="utf-8")
+    tables = {path.parent: path.read_text(encoding="utf-8") for path in sources(package) if is_face(path)}
     missing = [
-        path.name for path in sources(package) if not path.name.startswith("__") and path.name not in table
+        str(path.relative_to(ROOT))
+        for path in sources(package)
+        if not path.name.startswith("__") and f"\n{path.name} " not in tables[path.parent]
+    ]
+    missing += [
+        str(path.name)
+        for path in tables
+        if path.parent in tables and f"\n{path.name}/ " not in tables[path.parent]
     ]
     assert not missing
+
+
+def is_face(path: Path) -> bool:
+    return path.name == "__init__.py"
+
+
+def test_the_folders_of_the_manager_import_only_those_above_them_in_its_table() -> None:
+    table = (ROOT / "manager" / "__init__.py").read_text(encoding="utf-8")
+    folders = [line.partition("/ ")[0] for line in table.splitlines() if "/ " in line.partition(" ")[0] + " "]
+    assert sorted(folders) == sorted(path.parent.name for path in (ROOT / "manager").glob("*/__init__.py"))
+    breaches = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for number, folder in enumerate(folders)
+        for path in sources(f"manager/{folder}")
+        for module in imports(path)
+        if module.startswith("manager.")
+        and module.split(".")[1] not in folders[: number + 1]
+        and module.split(".")[1] in {*folders, "server", "worker", "cli", "options"}
+    ]
+    assert not breaches
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -22,7 +22,7 @@ from coordinator import Cohort, Outcome, instruction, to_arrays
 from examples.digits.averaging import weighted_mean
 from examples.digits.cluster import Trainer
 from examples.digits.model import Parameters
-from manager.outcome import Progress, Reduced
+from manager.api.outcome import Progress, Reduced
 from protos.stream_pb2 import ServerMessage
 
 EPOCHS = 5

@@ -16,7 +16,7 @@ from coordinator import MusterError
 from coordinator.certs import make
 from coordinator.token_file import read
 from coordinator.tokens_cli import issue
-from manager.tokens import TokensError, parse
+from manager.access.tokens import TokensError, parse
 
 HOSPITALS = [f"hospital-{number}" for number in range(1, 6)]
 """Ids of the participants: what their certificates and tokens name."""

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from manager.outcome import Progress
+from manager.api.outcome import Progress
 
 BAR_WIDTH = 20
 

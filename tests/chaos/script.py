@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import CoordinatorGone, NotEnoughParticipants, aio
+from manager.api.outcome import Ends, Reduced
+from manager.api.proxy import AsyncParticipantProxy
 from manager.errors import CallCancelled, CallTimeout, ParticipantFailed, ParticipantLost
-from manager.outcome import Ends, Reduced
-from manager.proxy import AsyncParticipantProxy
 from protos import stream_pb2
 from protos.messages import from_scalars, instruction
 from tests.chaos.journal import Journal

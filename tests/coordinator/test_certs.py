@@ -28,7 +28,7 @@ from coordinator.certs import (
     start_command,
 )
 from coordinator.private import directory
-from manager.link_keys import coordinator_keys, worker_keys
+from manager.link.keys import coordinator_keys, worker_keys
 
 
 @pytest.fixture

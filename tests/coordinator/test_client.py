@@ -11,11 +11,11 @@ import pytest
 from coordinator.access import Access
 from coordinator.client import Link
 from coordinator.writer import BatchWriter
-from manager.call import OutcomeKind
+from manager.api.outcome import Progress, progress_of
+from manager.core.call import OutcomeKind
+from manager.core.members import Member
 from manager.errors import ReductionError
-from manager.members import Member
-from manager.outcome import Progress, progress_of
-from manager.shares import Reduction
+from manager.reducing.shares import Reduction
 from protos import control_pb2
 from tests.manager.support import make_member
 

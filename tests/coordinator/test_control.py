@@ -18,12 +18,12 @@ from coordinator.passing import Outgoing
 from coordinator.slot import Slot
 from coordinator.workers import _spare_descriptors
 from coordinator.writer import MAX_BATCH_BYTES, BatchWriter
-from manager.blobs import CAN_SHARE, SHARE_SIZE, Blob, Payload, Sample, open_shared, view_of
-from manager.call import Call, Send
-from manager.dispatcher import Dispatcher
-from manager.members import Member
-from manager.schema import encode_schema
-from manager.shares import Folded, Group, Partial, Reduction
+from manager.core.call import Call, Send
+from manager.core.dispatcher import Dispatcher
+from manager.core.members import Member
+from manager.payloads.blobs import CAN_SHARE, SHARE_SIZE, Blob, Payload, Sample, open_shared, view_of
+from manager.reducing.schema import encode_schema
+from manager.reducing.shares import Folded, Group, Partial, Reduction
 from protos import control_pb2, link_pb2, stream_pb2
 from protos.frames import Shared
 from protos.messages import instruction, result

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent, State
-from manager import uplink
-from manager.uplink import LINK_VERSION, Greet, Obey, Opened, Uplink
+from manager.link import uplink
+from manager.link.uplink import LINK_VERSION, Greet, Obey, Opened, Uplink
 from protos import link_pb2
 from protos.frames import Buffer, Shared, unpack
 

@@ -12,9 +12,9 @@ from unittest import mock
 from coordinator.downlink import Downlink, State
 from coordinator.draining import Draining
 from coordinator.transport import LinkTransport, Worker
-from manager.call import Call
-from manager.dispatcher import Dispatcher
-from manager.members import Member
+from manager.core.call import Call
+from manager.core.dispatcher import Dispatcher
+from manager.core.members import Member
 from protos import link_pb2
 
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from coordinator import downlink
 from coordinator.downlink import Beat, Downlink, Greeted, Reported
-from manager import uplink
-from manager.linkend import Frames
-from manager.uplink import Greet, Obey, Opened, Uplink
+from manager.link import uplink
+from manager.link.end import Frames
+from manager.link.uplink import Greet, Obey, Opened, Uplink
 from protos import link_pb2
 from protos.frames import check_orders, check_report, unpack
 

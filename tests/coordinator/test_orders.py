@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.orders import OrdersBatch
-from manager.call import Send
-from manager.calls import CallTable
-from manager.shares import Reduction, reduction_of
+from manager.core.call import Send
+from manager.core.calls import CallTable
+from manager.reducing.shares import Reduction, reduction_of
 from protos import link_pb2
 from protos.frames import OWN_FRAME, check_orders, pack, unpack
 from tests.manager.support import make_member

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from coordinator import cli, token_file
 from coordinator.token_file import TokenFileError
-from manager.tokens import digest, parse
+from manager.access.tokens import digest, parse
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from coordinator.downlink import Downlink
 from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
 from coordinator.workers import Workers
-from manager.call import OutcomeKind
-from manager.members import Member
-from manager.uplink import LINK_VERSION
+from manager.core.call import OutcomeKind
+from manager.core.members import Member
+from manager.link.uplink import LINK_VERSION
 from protos import link_pb2
 
 

@@ -19,7 +19,7 @@ from examples.digits.model import Parameters
 from examples.digits.rounds import run_round
 from examples.digits.show import Display
 from examples.digits.train import describe, explain
-from manager.outcome import Progress
+from manager.api.outcome import Progress
 from participant_sdk import Instruction, Participant, Result
 from participant_sdk.participant import run_all
 from tests.support import PATIENCE, eventually

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from coordinator import cli
 from examples.digits import secure
-from manager.tokens import parse
+from manager.access.tokens import parse
 from tests.examples.procfile import is_png, left_running, start_procfile
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import zmq
 
-from manager.uplink import LINK_VERSION
+from manager.link.uplink import LINK_VERSION
 from protos import link_pb2, stream_pb2
 from protos.chunks import varint
 from tests.fuzz import corpus, http2

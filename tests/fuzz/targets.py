@@ -19,14 +19,14 @@ from google.protobuf.message import DecodeError, Message
 
 from coordinator.downlink import Downlink, Greeted
 from coordinator.downlink import State as DownlinkState
-from manager import uplink
-from manager.batch import Batch
-from manager.blobs import view_of
-from manager.contributions import Contribution, RefusedError, decode, encode
-from manager.incoming import checked
-from manager.reducers import make_reducer
-from manager.session import Action, BreachError, Session
-from manager.session import State as SessionState
+from manager.link import uplink
+from manager.payloads.blobs import view_of
+from manager.reducing.batch import Batch
+from manager.reducing.contributions import Contribution, RefusedError, decode, encode
+from manager.reducing.reducers import make_reducer
+from manager.serving.incoming import checked
+from manager.serving.session import Action, BreachError, Session
+from manager.serving.session import State as SessionState
 from participant_sdk import handlers, lifecycle
 from participant_sdk.errors import ConnectionClosed, ProtocolError
 from participant_sdk.lifecycle import Answered, Due, Ended, Lifecycle, Perform, Received, Stop, Wait
@@ -218,7 +218,7 @@ def _participants() -> list[tuple[Message, list[bytes]]]:
 
 
 class Participant(Target):
-    """What a manager reads from a participant's stream: manager/servicer.py."""
+    """What a manager reads from a participant's stream: manager/serving/servicer.py."""
 
     name = "participant"
     corpus = _participants()
@@ -260,7 +260,7 @@ class Participant(Target):
 
 
 class Results(Target):
-    """Results read and folded in: manager/folding.py, by each of the built-in reducers."""
+    """Results read and folded in: manager/serving/folding.py, by each of the built-in reducers."""
 
     name = "results"
     corpus = _participants()[:3]

@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 from click.testing import CliRunner
 
-from manager.blobs import view_of
-from manager.incoming import checked
+from manager.payloads.blobs import view_of
+from manager.serving.incoming import checked
 from manager.usage import resident_bytes
 from protos import stream_pb2
 from protos.chunks import MAX_FRAME_SIZE, varint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from manager.members import Member
+from manager.core.members import Member
 
 STEP = 0.01
 """Seconds that a LoopClock goes on at once: less than any interval at which these tests let things be looked

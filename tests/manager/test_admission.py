@@ -11,16 +11,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from manager.admission import (
+from manager.limits import moves_per_second
+from manager.serving.admission import (
     BURST_TIME,
     LEAST_DELAY,
     LEAST_MOVE,
     LEAST_MOVE_WINDOW,
     MAX_WINDOW,
     Admission,
-    moves_per_second,
 )
-from manager.refused import Cause
+from manager.serving.refused import Cause
 
 NOW = 1234.5
 CLOSE = 1e-6

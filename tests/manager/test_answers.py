@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from manager.answers import AsyncAnswers
-from manager.blobs import Payload
-from manager.call import Call, Send
-from manager.dispatcher import Dispatcher
+from manager.api.answers import AsyncAnswers
+from manager.core.call import Call, Send
+from manager.core.dispatcher import Dispatcher
+from manager.core.members import Member
 from manager.errors import Closed
-from manager.members import Member
+from manager.payloads.blobs import Payload
 from protos import stream_pb2
 from protos.messages import failure, result
 from tests.manager.support import make_member

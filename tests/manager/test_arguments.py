@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manager.arguments import check_quorum, check_request, check_timeout, paired
+from manager.api.arguments import check_quorum, check_request, check_timeout, paired
 from protos.messages import instruction
 
 ONE = instruction("train")

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import pytest
 
-from manager.assignments import MAX_QUEUE
-from manager.blobs import view_of
-from manager.call import Call, OutcomeKind
-from manager.calls import CallTable
-from manager.members import MOVING, Member
+from manager.core.assignments import MAX_QUEUE
+from manager.core.call import Call, OutcomeKind
+from manager.core.calls import CallTable
+from manager.core.members import MOVING, Member
+from manager.payloads.blobs import view_of
 from protos import stream_pb2
 from protos.messages import result
 from tests.manager.support import make_member

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manager.batch import MAX_GROUPS, Batch
-from manager.reducers import Contribution, Reducer, RefusedError, make_reducer
-from manager.schema import schema_of
-from manager.shares import Folded
+from manager.reducing.batch import MAX_GROUPS, Batch
+from manager.reducing.reducers import Contribution, Reducer, RefusedError, make_reducer
+from manager.reducing.schema import schema_of
+from manager.reducing.shares import Folded
 
 
 def batch(reducer: str = "sum") -> Batch:

@@ -13,9 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from manager.batch import MAX_GROUPS, Batch
-from manager.contributions import Contribution
-from manager.reducers import make_reducer
+from manager.reducing.batch import MAX_GROUPS, Batch
+from manager.reducing.contributions import Contribution
+from manager.reducing.reducers import make_reducer
 
 KINDS = MAX_GROUPS + 2
 picks = st.integers(0, 10**6)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from manager.blobs import (
+from manager.payloads.blobs import (
     CAN_SHARE,
     HEAD,
     MANY_DESCRIPTORS,
@@ -68,7 +68,7 @@ def elsewhere(code: str, *arguments: object) -> str:
 
 OPEN = """
 import sys
-from manager.blobs import open_shared
+from manager.payloads.blobs import open_shared
 from protos.frames import Shared
 pid, descriptor, size, sealed = map(int, sys.argv[1:])
 try:
@@ -127,7 +127,7 @@ def test_settling_costs_no_descriptor_where_many_are_open() -> None:
 
 def test_the_number_from_which_on_it_is_copied_is_that_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     blobs = [Blob.of(b"content of it") for _ in range(2)]
-    monkeypatch.setattr("manager.blobs.MANY_DESCRIPTORS", blobs[0].descriptor + 1)
+    monkeypatch.setattr("manager.payloads.blobs.MANY_DESCRIPTORS", blobs[0].descriptor + 1)
     assert blobs[1].descriptor >= blobs[0].descriptor + 1
     before = mapped()
     for blob in blobs:
@@ -206,7 +206,7 @@ def test_what_has_been_opened_outlives_its_maker() -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from manager.blobs import Blob; b = Blob.of(b'of another'); "
+            "import sys; from manager.payloads.blobs import Blob; b = Blob.of(b'of another'); "
             "print(b.descriptor, flush=True); sys.stdin.read()",
         ],
         stdin=subprocess.PIPE,
@@ -303,7 +303,7 @@ def test_without_memory_to_share_payloads_stay_what_they_are(monkeypatch: pytest
         patch.setattr(os, "write", none)
         assert share(large) is large
     with monkeypatch.context() as patch:
-        patch.setattr("manager.blobs.CAN_SHARE", False)
+        patch.setattr("manager.payloads.blobs.CAN_SHARE", False)
         assert share(large) is large
         assert Sample().message() is None
 
@@ -318,7 +318,7 @@ def test_a_write_may_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_without_stdio_gets_no_descriptor_that_means_none() -> None:
     said = elsewhere(
-        "import os; os.close(0); from manager.blobs import Blob; b = Blob.of(b'x'); "
+        "import os; os.close(0); from manager.payloads.blobs import Blob; b = Blob.of(b'x'); "
         "print(b.descriptor > 2, bytes(b.view()))"
     )
     assert said == "True b'x'"
@@ -330,7 +330,7 @@ def test_a_sample_of_another_process_can_be_opened() -> None:
     assert message is not None
     assert can_open(message)
     said = elsewhere(
-        "import sys; from manager.blobs import can_open; from protos import link_pb2; "
+        "import sys; from manager.payloads.blobs import can_open; from protos import link_pb2; "
         "print(can_open(link_pb2.Memory.FromString(bytes.fromhex(sys.argv[1]))))",
         message.SerializeToString().hex(),
     )

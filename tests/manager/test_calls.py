@@ -8,13 +8,13 @@ from typing import cast
 
 import pytest
 
-from manager.blobs import CAN_SHARE, Blob, Payload, view_of
-from manager.call import Answer, Call, OutcomeKind
-from manager.calls import CallTable
-from manager.members import Member
-from manager.roster import Roster
-from manager.schema import encode_schema
-from manager.shares import Folded, Group, Partial, Reduction
+from manager.core.call import Answer, Call, OutcomeKind
+from manager.core.calls import CallTable
+from manager.core.members import Member
+from manager.core.roster import Roster
+from manager.payloads.blobs import CAN_SHARE, Blob, Payload, view_of
+from manager.reducing.schema import encode_schema
+from manager.reducing.shares import Folded, Group, Partial, Reduction
 from protos import stream_pb2
 from protos.messages import failure, result
 from tests.manager.support import make_member

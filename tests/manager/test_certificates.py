@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from manager import certificates
-from manager.certificates import CertificateError, Certificates, load, try_pair
+from manager.access import certificates
+from manager.access.certificates import CertificateError, Certificates, load, try_pair
 from tests.authority import FUTURE, PAST, Authority, Pair, written
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from manager.closing import INTERVAL, MOST_INTERVAL, SHARE, Closing
-from manager.connections import Connection, Connections
-from manager.crowds import place_of
 from manager.limits import Limits
-from manager.open_sockets import OpenSockets
+from manager.serving.closing import INTERVAL, MOST_INTERVAL, SHARE, Closing
+from manager.serving.connections import Connection, Connections
+from manager.serving.crowds import place_of
+from manager.serving.open_sockets import OpenSockets
 
 
 class Sockets(OpenSockets):
@@ -60,7 +60,7 @@ def run(
 
     async def main() -> None:
         closing = Closing(connections, sockets, lambda place: False)
-        monkeypatch.setattr("manager.closing.asyncio.sleep", sleep)
+        monkeypatch.setattr("manager.serving.closing.asyncio.sleep", sleep)
         await closing.run()
 
     with pytest.raises(asyncio.CancelledError):

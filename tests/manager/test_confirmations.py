@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.confirmations import Confirmations
+from manager.link.confirmations import Confirmations
 
 
 class Asked:

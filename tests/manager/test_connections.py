@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.connections import NEARLY, Connection, Connections
-from manager.crowds import Place, place_of
 from manager.limits import Limits
-from manager.refused import Cause
+from manager.serving.connections import NEARLY, Connection, Connections
+from manager.serving.crowds import Place, place_of
+from manager.serving.refused import Cause
 
 IDLE, HANDSHAKE, KEEPALIVE = 60.0, 20.0, 30.0
 MANY = 1000

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.crowds import Crowds, Entry, place_of
+from manager.serving.crowds import Crowds, Entry, place_of
 
 
 @pytest.mark.parametrize(

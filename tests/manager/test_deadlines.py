@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.deadlines import Deadlines
+from manager.core.deadlines import Deadlines
 
 
 def due(deadlines: Deadlines[str], now: float) -> list[str]:

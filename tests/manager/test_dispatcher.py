@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from manager.blobs import Payload
-from manager.call import Call, OutcomeKind, Send
-from manager.dispatcher import Dispatcher
+from manager.core.call import Call, OutcomeKind, Send
+from manager.core.dispatcher import Dispatcher
+from manager.core.members import Member
+from manager.core.pool import Grant
 from manager.errors import Closed
-from manager.members import Member
-from manager.pool import Grant
+from manager.payloads.blobs import Payload
 
 
 class Ends:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from manager.endpoint import Endpoint
+from manager.access.security import Security
 from manager.limits import Limits
-from manager.security import Security
+from manager.serving.endpoint import Endpoint
 
 
 class Server:
@@ -43,7 +43,7 @@ class Servicer:
 
 @pytest.mark.parametrize("how", ["time is up", "drained", "hastened"])
 def test_whatever_ends_a_drain_grpc_is_stopped_by_one_at_a_time(how: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("manager.endpoint.CLOSE_TIMEOUT", 0.01)
+    monkeypatch.setattr("manager.serving.endpoint.CLOSE_TIMEOUT", 0.01)
 
     async def scenario() -> None:
         servicer, server = Servicer(), Server()

@@ -15,12 +15,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from manager.batch import Batch
-from manager.blobs import Payload, view_of
-from manager.folding import Folding
-from manager.reducers import Contribution, Reducer, RefusedError, decode
-from manager.shares import Folded, Partial, Reduction
-from manager.stream import Stream
+from manager.payloads.blobs import Payload, view_of
+from manager.reducing.batch import Batch
+from manager.reducing.reducers import Contribution, Reducer, RefusedError, decode
+from manager.reducing.shares import Folded, Partial, Reduction
+from manager.serving.folding import Folding
+from manager.serving.stream import Stream
 from protos import link_pb2, stream_pb2
 from protos.envelope import Kind
 from protos.messages import failure, result
@@ -178,7 +178,7 @@ def on_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]
 
 @pytest.fixture(autouse=True)
 def in_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manager.folding.INLINE_SIZE", LARGE)
+    monkeypatch.setattr("manager.serving.folding.INLINE_SIZE", LARGE)
 
 
 @pytest.fixture(autouse=True)
@@ -315,7 +315,9 @@ async def test_one_that_there_is_no_memory_for_is_a_failure_and_the_others_count
     begin(folding, by_name(Slow), first, second)
     gate.open()
     with monkeypatch.context() as patch:
-        patch.setattr("manager.arithmetic.read_result", mock.Mock(side_effect=MemoryError("no room")))
+        patch.setattr(
+            "manager.reducing.arithmetic.read_result", mock.Mock(side_effect=MemoryError("no room"))
+        )
         answer(folding, first, large=True)
         while not sink.told:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)

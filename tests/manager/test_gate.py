@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 import pytest
 
-from manager.gate import Gate
-from manager.identity import Identity
-from manager.refusals import HEAR_OUT_TIME, MOST_HEARD_OUT
-from manager.refused import Cause
-from manager.tokens import added, make_token
+from manager.access.identity import Identity
+from manager.access.tokens import added, make_token
+from manager.serving.gate import Gate
+from manager.serving.refusals import HEAR_OUT_TIME, MOST_HEARD_OUT
+from manager.serving.refused import Cause
 from tests.manager.support import LoopClock, settled
 from tests.manager.test_peer_certificate import certificate
 from tests.manager.test_servicer import Context, Served, on_a_loop

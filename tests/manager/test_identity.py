@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.identity import (
+from manager.access.identity import (
     Identity,
     ImpostorError,
     UnauthenticatedError,

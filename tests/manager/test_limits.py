@@ -13,8 +13,6 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.blobs import SHARE_SIZE
-from manager.endpoint import MIN_PING_INTERVAL, server_options
 from manager.limits import (
     LEAST_MESSAGE,
     LEAST_METADATA,
@@ -26,7 +24,9 @@ from manager.limits import (
     room,
 )
 from manager.options import LIMIT_NAMES, limit_options, take_limits
-from manager.spool import MOST_FILES
+from manager.payloads.blobs import SHARE_SIZE
+from manager.payloads.spool import MOST_FILES
+from manager.serving.endpoint import MIN_PING_INTERVAL, server_options
 from participant_sdk.channel import KEEPALIVE_TIME
 from protos import chunks
 

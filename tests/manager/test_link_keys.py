@@ -12,7 +12,7 @@ import zmq.auth
 from zmq.utils import z85
 
 from manager.errors import StartError
-from manager.link_keys import Pair, as_file, coordinator_keys, keys_for, worker_keys
+from manager.link.keys import Pair, as_file, coordinator_keys, keys_for, worker_keys
 
 
 @pytest.fixture

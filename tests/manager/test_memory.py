@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manager.blobs import SHARE_SIZE, Blob, open_shared
-from manager.memory import MOST_RESTING, REST_TIME, Memory, can_tell
+from manager.payloads.blobs import SHARE_SIZE, Blob, open_shared
+from manager.payloads.memory import MOST_RESTING, REST_TIME, Memory, can_tell
 from protos.frames import Shared
 from tests.support import collect_garbage
 

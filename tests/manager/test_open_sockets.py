@@ -11,9 +11,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from manager.connections import Connection
-from manager.crowds import place_of
-from manager.open_sockets import SLICE, OpenSockets
+from manager.serving.connections import Connection
+from manager.serving.crowds import place_of
+from manager.serving.open_sockets import SLICE, OpenSockets
 from tests.support import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems don't list a process's files")

@@ -11,13 +11,13 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.blobs import CAN_SHARE, SHARE_SIZE, Blob, Payload
-from manager.call import Answer, Call, OutcomeKind
-from manager.calls import CallTable
+from manager.api.outcome import Outcome, Results, build, reduced
+from manager.core.call import Answer, Call, OutcomeKind
+from manager.core.calls import CallTable
 from manager.errors import ReductionError
-from manager.incoming import checked
-from manager.outcome import Outcome, Results, build, reduced
-from manager.reducers import BUILT_IN, Contribution, Reducer, encode, make_reducer
+from manager.payloads.blobs import CAN_SHARE, SHARE_SIZE, Blob, Payload
+from manager.reducing.reducers import BUILT_IN, Contribution, Reducer, encode, make_reducer
+from manager.serving.incoming import checked
 from protos import control_pb2, stream_pb2
 from protos.envelope import Kind
 from protos.frames import OWN_FRAME

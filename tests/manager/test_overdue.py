@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from manager.overdue import Overdue
-from manager.verdicts import EndReason, Verdict
+from manager.serving.overdue import Overdue
+from manager.serving.verdicts import EndReason, Verdict
 from tests.manager.support import LoopClock
 
 VERDICT = Verdict(EndReason.VIOLATION, grpc.StatusCode.UNAVAILABLE, "too late")
@@ -32,7 +32,7 @@ class Stream:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manager.overdue.INTERVAL", 0.02)
+    monkeypatch.setattr("manager.serving.overdue.INTERVAL", 0.02)
 
 
 def on_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from manager.identity import UnauthenticatedError
-from manager.peer_certificate import check
+from manager.access.identity import UnauthenticatedError
+from manager.access.peer_certificate import check
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = ec.generate_private_key(ec.SECP256R1())

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manager.core.members import Member, work_on
+from manager.core.pool import RETURN_TIME, RETURN_TIME_ANEW, Pool, Request
 from manager.liveness import AWAY_TIME
-from manager.members import Member, work_on
-from manager.pool import RETURN_TIME, RETURN_TIME_ANEW, Pool, Request
 from tests.manager.support import make_member
 
 EU = {"region": "eu"}

@@ -18,12 +18,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from manager.blobs import view_of
-from manager.call import Answer, Call, OutcomeKind
-from manager.calls import CallTable
-from manager.members import MOVING, Member
-from manager.pool import Pool, Request
-from manager.roster import Roster
+from manager.core.call import Answer, Call, OutcomeKind
+from manager.core.calls import CallTable
+from manager.core.members import MOVING, Member
+from manager.core.pool import Pool, Request
+from manager.core.roster import Roster
+from manager.payloads.blobs import view_of
 from protos import stream_pb2
 from protos.envelope import Kind
 from tests.manager.support import make_member
@@ -54,8 +54,8 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = ExitStack()
-        self.patch.enter_context(mock.patch("manager.assignments.MAX_QUEUE", MAX_QUEUE))
-        self.patch.enter_context(mock.patch("manager.pool.RETURN_TIME_ANEW", RETURN_TIME_ANEW))
+        self.patch.enter_context(mock.patch("manager.core.assignments.MAX_QUEUE", MAX_QUEUE))
+        self.patch.enter_context(mock.patch("manager.core.pool.RETURN_TIME_ANEW", RETURN_TIME_ANEW))
         self.pool = Pool(random.Random(0))
         self.pool.return_time, self.pool.returns_per_second = RETURN_TIME, math.inf
         self.table = CallTable(first_tag=1_000)

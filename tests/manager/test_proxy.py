@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from manager.blobs import SHARE_SIZE
-from manager.cohort import AsyncCohort
-from manager.proxy import AsyncParticipantProxy, Handle
+from manager.api.cohort import AsyncCohort
+from manager.api.proxy import AsyncParticipantProxy, Handle
+from manager.payloads.blobs import SHARE_SIZE
 from tests.manager.support import make_member
 from tests.support import instruction
 
@@ -46,7 +46,7 @@ def test_the_time_to_prepare_a_large_instruction_is_part_of_the_timeout(
     monkeypatch: pytest.MonkeyPatch, call: Callable[[Any, float | None], Coroutine[Any, Any, object]]
 ) -> None:
     backend = Slow()
-    for module in ("backend", "cohort", "proxy"):
+    for module in ("core.backend", "api.cohort", "api.proxy"):
         monkeypatch.setattr(f"manager.{module}.time", SimpleNamespace(monotonic=lambda: backend.now))
     member: Any = make_member(1, "a")
     handle: Any = Handle(member, backend, None)  # type: ignore[arg-type]

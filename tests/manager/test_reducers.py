@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from manager.reducers import (
+from manager.reducing.reducers import (
     BUILT_IN,
     Contribution,
     Reducer,
@@ -27,7 +27,7 @@ from manager.reducers import (
     encode,
     make_reducer,
 )
-from manager.schema import decode_schema, describe_mismatch, encode_schema, schema_of
+from manager.reducing.schema import decode_schema, describe_mismatch, encode_schema, schema_of
 from protos.messages import Plain
 
 Array = npt.NDArray[Any]
@@ -722,7 +722,7 @@ def test_what_cannot_be_made_says_why(name: str, options: dict[str, Plain], text
         (".x:C", "is no import path"),
         ("no.such.module:C", "can't be imported: ModuleNotFoundError"),
         (f"{__name__}:Missing", "has no Missing"),
-        (f"{__name__}:same", "is no subclass of manager.reducers.Reducer"),
+        (f"{__name__}:same", "is no subclass of manager.Reducer"),
         ("builtins:dict", "is no subclass"),
         (f"{__name__}:Unfinished", "lacks finish, merge, state"),
     ],

@@ -27,19 +27,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from manager.batch import Batch
-from manager.blobs import Payload, view_of
-from manager.call import Answer, Call, OutcomeKind
-from manager.calls import CallTable
-from manager.folding import Folding
-from manager.incoming import checked
-from manager.members import Member
-from manager.pool import Pool
-from manager.reducers import decode, make_reducer
-from manager.reports import Reports
-from manager.roster import Roster
-from manager.shares import Folded, Group, Partial, Reduction
-from manager.stream import Stream
+from manager.core.call import Answer, Call, OutcomeKind
+from manager.core.calls import CallTable
+from manager.core.members import Member
+from manager.core.pool import Pool
+from manager.core.roster import Roster
+from manager.link.reports import Reports
+from manager.payloads.blobs import Payload, view_of
+from manager.reducing.batch import Batch
+from manager.reducing.reducers import decode, make_reducer
+from manager.reducing.shares import Folded, Group, Partial, Reduction
+from manager.serving.folding import Folding
+from manager.serving.incoming import checked
+from manager.serving.stream import Stream
 from protos import link_pb2, stream_pb2
 from protos.envelope import Kind
 from protos.messages import failure, result
@@ -166,7 +166,7 @@ class Loop:
 
 @dataclass(eq=False)
 class Device:
-    """A participant and its stream: of a manager.stream.Stream what Folding and the worker use."""
+    """A participant and its stream: of a manager.serving.stream.Stream what Folding and the worker use."""
 
     id: int  # of the session: each incarnation of a worker counts from 1
     participant: str
@@ -359,7 +359,7 @@ class Worker:
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.patch = mock.patch("manager.folding.INLINE_SIZE", INLINE_SIZE)
+        self.patch = mock.patch("manager.serving.folding.INLINE_SIZE", INLINE_SIZE)
         self.patch.start()
         self.table = CallTable(first_tag=1_000)
         self.pool = Pool(random.Random(0))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.reports import Reports
-from manager.shares import Folded, Group, Partial
+from manager.link.reports import Reports
+from manager.reducing.shares import Folded, Group, Partial
 from protos import link_pb2
 from protos.frames import OWN_FRAME, Shared, check_report, pack, unpack
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.members import Member
-from manager.roster import Roster
+from manager.core.members import Member
+from manager.core.roster import Roster
 from tests.manager.support import make_member
 
 WORKERS = st.lists(st.integers(0, 3), max_size=30)

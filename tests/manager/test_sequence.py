@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.sequence import ACKNOWLEDGE_AFTER, Sequence, Verdict
+from manager.link.sequence import ACKNOWLEDGE_AFTER, Sequence, Verdict
 
 
 def send(sequence: Sequence[str], *messages: str) -> list[int]:

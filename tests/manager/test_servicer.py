@@ -17,15 +17,15 @@ import grpc
 import grpc.aio
 import pytest
 
-from manager.arithmetic import ResultBatch
-from manager.blobs import Payload, view_of
-from manager.identity import Identity
-from manager.incoming import LEAST_CHUNK, MAX_HELLO
+from manager.access.identity import Identity
 from manager.limits import Limits
-from manager.refused import Cause
-from manager.servicer import SILENT_TIME, Servicer
-from manager.stream import Stream
-from manager.verdicts import LEAVE_TIMEOUT, EndReason
+from manager.payloads.blobs import Payload, view_of
+from manager.reducing.arithmetic import ResultBatch
+from manager.serving.incoming import LEAST_CHUNK, MAX_HELLO
+from manager.serving.refused import Cause
+from manager.serving.servicer import SILENT_TIME, Servicer
+from manager.serving.stream import Stream
+from manager.serving.verdicts import LEAVE_TIMEOUT, EndReason
 from protos import messages, stream_pb2
 from protos.chunks import CHUNK_SIZE, Pieces
 from protos.envelope import Kind
@@ -151,9 +151,9 @@ class Served:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of those whose time is up; the others' must not be, however busy the machine is."""
-    monkeypatch.setattr("manager.overdue.INTERVAL", 0.02)
-    monkeypatch.setattr("manager.servicer.LEAVE_TIMEOUT", 0.2)
-    monkeypatch.setattr("manager.servicer.CHUNK_TIMEOUT", 0.2)
+    monkeypatch.setattr("manager.serving.overdue.INTERVAL", 0.02)
+    monkeypatch.setattr("manager.serving.servicer.LEAVE_TIMEOUT", 0.2)
+    monkeypatch.setattr("manager.serving.servicer.CHUNK_TIMEOUT", 0.2)
 
 
 def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

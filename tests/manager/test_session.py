@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.session import Action, BreachError, Session, State
+from manager.serving.session import Action, BreachError, Session, State
 from protos.envelope import Kind
 
 LEGAL = {

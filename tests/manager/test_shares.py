@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from manager.schema import decode_schema, encode_schema
-from manager.shares import Decision, Group, Partial, Reduction, Shares, reduction_of
+from manager.reducing.schema import decode_schema, encode_schema
+from manager.reducing.shares import Decision, Group, Partial, Reduction, Shares, reduction_of
 from protos import link_pb2, stream_pb2
 
 A, B = "schema a", "schema b"

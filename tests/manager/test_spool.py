@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, ParamSpec
 
 import pytest
 
-from manager.blobs import CAN_SHARE, Blob, Payload, open_shared
-from manager.spool import SPARE_DISK, NoRoomError, Spool
+from manager.payloads.blobs import CAN_SHARE, Blob, Payload, open_shared
+from manager.payloads.spool import SPARE_DISK, NoRoomError, Spool
 from protos.chunks import Store
 from protos.frames import Shared
 from tests.support import collect_garbage
@@ -40,7 +40,7 @@ def open_descriptors() -> int:
 @pytest.fixture(autouse=True)
 def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small messages are kept as bytes; in these tests none counts as small."""
-    monkeypatch.setattr("manager.spool.SHARE_SIZE", 1)
+    monkeypatch.setattr("manager.payloads.spool.SHARE_SIZE", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +181,7 @@ async def test_who_finds_no_room_waits_for_it_in_turn(tmp_path: Path) -> None:
 async def test_what_stands_still_is_moved_to_disk_while_others_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manager.spool.PATIENCE", 0.02)
+    monkeypatch.setattr("manager.payloads.spool.PATIENCE", 0.02)
     spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     content = os.urandom(4000)
     slow = await spool.room(4000)
@@ -203,7 +203,7 @@ async def test_what_stands_still_is_moved_to_disk_while_others_wait(
 async def test_what_stands_still_may_stay_while_nobody_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manager.spool.PATIENCE", 0.0)
+    monkeypatch.setattr("manager.payloads.spool.PATIENCE", 0.0)
     spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     slow = await spool.room(4000)
     await a_moment()
@@ -214,7 +214,7 @@ async def test_what_stands_still_may_stay_while_nobody_waits(
 async def test_what_cannot_be_moved_is_refused_and_frees_its_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manager.spool.PATIENCE", 0.02)
+    monkeypatch.setattr("manager.payloads.spool.PATIENCE", 0.02)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0))
     spool = Spool(memory=5000, disk=10**9, directory=tmp_path)
     slow = await spool.room(4000)
@@ -354,7 +354,7 @@ async def test_a_write_that_fails_refuses_it_and_frees_everything_at_once(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("manager.spool.write", full)
+        patch.setattr("manager.payloads.spool.write", full)
         upload.add(bytes(1000))
     await a_moment()
     assert spool.free == memory
@@ -389,7 +389,7 @@ async def test_memory_that_cannot_be_had_is_refused_and_stays_free(
 async def test_where_nothing_can_be_shared_it_keeps_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manager.spool.CAN_SHARE", False)
+    monkeypatch.setattr("manager.payloads.spool.CAN_SHARE", False)
     spool = Spool(memory=10, disk=10**9, directory=tmp_path)
     upload = await spool.room(20)
     upload.add(b"0123456789")
@@ -402,7 +402,7 @@ async def test_where_nothing_can_be_shared_it_keeps_bytes(
 async def test_what_is_too_small_to_be_shared_is_kept_as_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manager.spool.SHARE_SIZE", 11)
+    monkeypatch.setattr("manager.payloads.spool.SHARE_SIZE", 11)
     spool = Spool(memory=20, disk=10**9, directory=tmp_path)
     upload = await spool.room(10)
     upload.add(b"0123456789")
@@ -441,7 +441,7 @@ async def test_what_has_come_to_the_disk_counts_and_not_what_was_announced(tmp_p
 async def test_what_is_moved_from_memory_to_disk_counts_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manager.spool.PATIENCE", 0.01)
+    monkeypatch.setattr("manager.payloads.spool.PATIENCE", 0.01)
     spool = Spool(memory=5000, disk=3000, directory=tmp_path)
     slow, slower = await spool.room(2500), await spool.room(2500)
     slow.add(bytes(2000))
@@ -465,7 +465,7 @@ async def test_what_is_moved_from_memory_to_disk_counts_there(
 
 @on_a_loop
 async def test_so_many_files_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manager.spool.MOST_FILES", 2)
+    monkeypatch.setattr("manager.payloads.spool.MOST_FILES", 2)
     spool = Spool(memory=0, disk=10**9, directory=tmp_path)
     uploads = [await spool.room(10) for _ in range(3)]
     for upload in uploads:

@@ -15,8 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from manager.blobs import CAN_SHARE, Blob
-from manager.spool import NoRoomError, Spool, Upload
+from manager.payloads.blobs import CAN_SHARE, Blob
+from manager.payloads.spool import NoRoomError, Spool, Upload
 from tests.support import collect_garbage
 
 MEMORY, DISK, MOST_FILES = 100, 300, 4
@@ -41,10 +41,10 @@ class SpoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patches: list[Any] = [
-            patch("manager.spool.SHARE_SIZE", 1),
-            patch("manager.spool.SPARE_DISK", 0),
-            patch("manager.spool.MOST_FILES", MOST_FILES),
-            patch("manager.spool.PATIENCE", 1e9),  # time passes by a rule
+            patch("manager.payloads.spool.SHARE_SIZE", 1),
+            patch("manager.payloads.spool.SPARE_DISK", 0),
+            patch("manager.payloads.spool.MOST_FILES", MOST_FILES),
+            patch("manager.payloads.spool.PATIENCE", 1e9),  # time passes by a rule
         ]
         for each in self.patches:
             each.start()

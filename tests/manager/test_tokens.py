@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from manager.identity import Identity
-from manager.tokens import (
+from manager.access.identity import Identity
+from manager.access.tokens import (
     MAX_NAME,
     RANDOM_BYTES,
     TokensError,

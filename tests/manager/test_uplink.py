@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manager.uplink import (
+from manager.link.uplink import (
     FIRST_GREETING_INTERVAL,
     GREETING_INTERVAL,
     LINK_VERSION,

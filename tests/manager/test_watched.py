@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.watched import MOST_PATIENCE, Watched, read_bytes, troubles
+from manager.access.watched import MOST_PATIENCE, Watched, read_bytes, troubles
 
 
 class Files:

@@ -13,11 +13,11 @@ from typing import NoReturn
 
 import pytest
 
-from manager.call import Call, OutcomeKind
-from manager.calls import CallTable
-from manager.members import Member
-from manager.roster import Roster
-from manager.shares import Folded, Group
+from manager.core.call import Call, OutcomeKind
+from manager.core.calls import CallTable
+from manager.core.members import Member
+from manager.core.roster import Roster
+from manager.reducing.shares import Folded, Group
 from tests.manager.support import make_member
 from tests.manager.test_calls import SCHEMA, fold, lose, partial, reduce, start, take_sends
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from manager.link.uplink import Drain
 from manager.listen import Address
-from manager.uplink import Drain
 from manager.worker import Worker, WorkerSettings
 
 
@@ -67,11 +67,15 @@ def test_a_heartbeat_that_goes_wrong_is_not_the_last(
 
 @pytest.mark.parametrize(
     "what",
-    ["manager.endpoint.Endpoint.drain", "manager.folding.Folding.finish", "manager.uplink.Uplink.goodbye"],
+    [
+        "manager.serving.endpoint.Endpoint.drain",
+        "manager.serving.folding.Folding.finish",
+        "manager.link.uplink.Uplink.goodbye",
+    ],
 )
 def test_a_worker_whose_drain_goes_wrong_exits_and_says_why(
     settings: WorkerSettings, what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("manager.uplink.Uplink._close", lambda self, reason: [Drain(0.0)])
+    monkeypatch.setattr("manager.link.uplink.Uplink._close", lambda self, reason: [Drain(0.0)])
     assert run(settings, what, monkeypatch) == "its drain went wrong: broken"
     assert "it exits all the same" in caplog.text

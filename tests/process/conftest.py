@@ -13,8 +13,8 @@ import pytest
 
 from coordinator import Connection, Coordinator, connect
 from manager import ParticipantManager, create_participant_manager
-from manager.dispatcher import Dispatcher
-from manager.proxy import ParticipantProxy
+from manager.api.proxy import ParticipantProxy
+from manager.core.dispatcher import Dispatcher
 from tests.authority import Authority
 from tests.process.reducers import REDUCERS
 from tests.support import PATIENCE, Devices, eventually, instruction

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from manager.reducers import Contribution, Reducer
+from manager.reducing.reducers import Contribution, Reducer
 from manager.timeouts import FOLDING_TIMEOUT
 
 

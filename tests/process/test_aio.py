@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from coordinator import Coordinator, aio
+from manager.api.outcome import Progress
 from manager.errors import CallTimeout, NotEnoughParticipants, ParticipantLost
-from manager.outcome import Progress
 from tests.support import PATIENCE, Devices, instruction
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from manager.cli import EXIT_LINK_LOST
-from manager.uplink import LINK_VERSION
+from manager.link.uplink import LINK_VERSION
 from protos import link_pb2
 from tests.fuzz import live
 from tests.fuzz.strangers import LinkStranger, hello_of
@@ -124,7 +124,7 @@ def test_what_is_no_zeromq_on_the_links_socket_is_no_message(running: live.Clust
 OTHER_VERSION = """
 import sys
 from coordinator import downlink
-from manager import uplink
+from manager.link import uplink
 from manager.cli import main
 uplink.LINK_VERSION = downlink.LINK_VERSION = 9
 main(sys.argv[1:])

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manager.api.outcome import Progress
 from manager.errors import CallTimeout, NotEnoughParticipants, ParticipantFailed, ParticipantLost
-from manager.outcome import Progress
 from protos import stream_pb2
 from tests.process.conftest import Echo, Served
 from tests.support import PATIENCE, Devices, eventually, instruction

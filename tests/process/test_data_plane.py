@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from coordinator import Coordinator
-from manager.batch import MAX_GROUPS
-from manager.cohort import Cohort
-from manager.folding import INLINE_SIZE
-from manager.outcome import Progress, Reduced
-from manager.reducers import Contribution, Reducer
+from manager.api.cohort import Cohort
+from manager.api.outcome import Progress, Reduced
+from manager.reducing.batch import MAX_GROUPS
+from manager.reducing.reducers import Contribution, Reducer
+from manager.serving.folding import INLINE_SIZE
 from protos import stream_pb2
 from protos.messages import failure
 from protos.messages import result as result_message
@@ -73,7 +73,7 @@ def no_shared_memory_is_left_open(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """What is shared is closed with the last reference, or soon after it."""
-    monkeypatch.setattr("manager.memory.REST_TIME", 0.1)
+    monkeypatch.setattr("manager.payloads.memory.REST_TIME", 0.1)
     if "served" in request.fixturenames:
         request.getfixturevalue("served")  # first: a connection has a sample of its own
     before = len(_memfds())

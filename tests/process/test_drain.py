@@ -28,8 +28,8 @@ from coordinator import (
     ParticipantProxy,
     connect,
 )
-from manager.folding import INLINE_SIZE
-from manager.pool import Pool
+from manager.core.pool import Pool
+from manager.serving.folding import INLINE_SIZE
 from manager.timeouts import CLOSE_TIMEOUT, GOODBYE_TIMEOUT
 from protos import messages
 from protos.messages import from_scalars
@@ -359,7 +359,7 @@ def test_a_participant_that_does_not_come_back_is_lost_to_those_who_wait_for_it(
     devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over, missing = threading.Event(), Pool.missing
-    monkeypatch.setattr("manager.pool.RETURN_TIME", 0.5)
+    monkeypatch.setattr("manager.core.pool.RETURN_TIME", 0.5)
     # Not before the rest has been looked at, however long that takes:
     monkeypatch.setattr(Pool, "missing", lambda pool, now: missing(pool, now) if over.is_set() else [])
     with Coordinator(workers=2, listen="127.0.0.1:0", log_level="critical") as coordinator:

@@ -31,8 +31,8 @@ from coordinator import (
 )
 from coordinator.restarts import MAX_DEATHS
 from coordinator.run_dir import default_path
-from manager.folding import INLINE_SIZE
 from manager.listen import Address
+from manager.serving.folding import INLINE_SIZE
 from tests.process.running import own_port, start_coordinator, start_participants
 from tests.support import PATIENCE, Devices, eventually, instruction, tensors
 

@@ -29,14 +29,14 @@ from coordinator import Coordinator
 from coordinator.run_dir import RunDir
 from coordinator.settings import make_settings
 from coordinator.workers import Workers
-from manager import sockets
-from manager.backend import Backend
-from manager.cohort import AsyncCohort
+from manager.api.cohort import AsyncCohort
+from manager.api.participants import AsyncParticipants
+from manager.api.proxy import AsyncParticipantProxy
+from manager.core.backend import Backend
+from manager.link import sockets
+from manager.link.sockets import LinkSocket
 from manager.listen import Address
 from manager.loop import new_event_loop
-from manager.participants import AsyncParticipants
-from manager.proxy import AsyncParticipantProxy
-from manager.sockets import LinkSocket
 from manager.worker import Worker, WorkerSettings
 from protos import link_pb2
 from protos.frames import Buffer

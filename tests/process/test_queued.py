@@ -121,7 +121,7 @@ def test_who_moves_is_not_missed_while_there_is_no_worker_to_move_to(
     devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rolling restart of a single worker, on which somebody works for longer than others are waited for."""
-    monkeypatch.setattr("manager.pool.RETURN_TIME", 0.1)
+    monkeypatch.setattr("manager.core.pool.RETURN_TIME", 0.1)
     with (
         Coordinator(workers=1, listen="127.0.0.1:0", log_level="critical") as coordinator,
         ThreadPoolExecutor(2) as threads,
@@ -150,7 +150,7 @@ def test_who_finds_no_room_is_waited_for_until_there_is_some(
     tmp_path: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All places are taken, and a worker is renewed."""
-    monkeypatch.setattr("manager.pool.RETURN_TIME", 0.1)
+    monkeypatch.setattr("manager.core.pool.RETURN_TIME", 0.1)
     with (
         Coordinator(
             workers=2,

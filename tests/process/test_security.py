@@ -22,7 +22,7 @@ import pytest
 
 from coordinator import Coordinator, CoordinatorGone, connect
 from manager import Security, create_participant_manager
-from manager.gate import Gate
+from manager.serving.gate import Gate
 from protos import messages, stream_pb2
 from tests.authority import FUTURE, PAST, Authority, Pair, Tokens
 from tests.fuzz import strangers

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from coordinator import Coordinator, connect
-from manager.blobs import CAN_SHARE, SHARE_SIZE
-from manager.proxy import ParticipantProxy
+from manager.api.proxy import ParticipantProxy
+from manager.payloads.blobs import CAN_SHARE, SHARE_SIZE
 from tests.process.running import attached_script, start_coordinator
 from tests.support import Devices, eventually, instruction
 
