@@ -24,7 +24,7 @@ import grpc
 import psutil
 
 from benchmarks.measure import Bench, Child, MeasurementError
-from coordinator.control import CONTROL_OPTIONS
+from coordinator.control.server import CONTROL_OPTIONS
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlStub
 

@@ -65,9 +65,9 @@ def participants(bench: Bench, cluster: Cluster, count: int, *options: object, a
 def worker_fault(args: argparse.Namespace, number: signal.Signals, detect: float, recover: float) -> Scene:
     """Each worker of a cluster gets the signal once, one after the other; then comes a new cluster.
 
-    A slot's second death in a row is followed by a wait (coordinator/restarts.py), which isn't meant here.
-    Nor are the longer waits of participants who lose their streams twice within seconds (A.10): only the
-    first kill in each cluster counts for the pool.
+    A slot's second death in a row is followed by a wait (coordinator/workers/restarts.py), which isn't meant
+    here. Nor are the longer waits of participants who lose their streams twice within seconds (A.10): only
+    the first kill in each cluster counts for the pool.
     """
     name = number.name
     detected = Series(f"{name} to a worker: its participants are lost", detect)

@@ -30,7 +30,7 @@ from benchmarks.measure import (
     wait_until,
     write_results,
 )
-from coordinator.certs import Certs, make
+from coordinator.commands.certs import Certs, make
 
 START_LIMIT = 60
 """Seconds in which servers have to be ready."""

@@ -4,48 +4,20 @@
 ``aio`` is the asyncio twin of both. Files marked ★ are sans-IO: they decide, and do no input or output.
 
 ================  =============================================================================
-**for callers**
+errors.py         what can be caught, besides manager/errors.py
+control_address.py  where training scripts connect
+settings.py       what can be set
+private.py        directories and files that are this user's alone
+unix_socket.py    a place for a Unix socket
+workers/          the worker processes, and the links to them
+control/          how training scripts reach a coordinator: both ends of the control API
+running.py        a coordinator brought up and down
 coordinator.py    the blocking interface
 aio.py            the asyncio interface
-settings.py       what can be set
-errors.py         what can be caught, besides manager/errors.py
-access.py         how a script or a command reaches a coordinator
-cli.py            ``coordinator start``
-remote.py         the commands that speak to a running coordinator
-tokens_cli.py     ``coordinator tokens``
-token_file.py     the file that it changes
-certs.py          ``coordinator certs``: which certificates and keys there are
-authority.py      what is in a certificate
-view.py           what is shown of it: log lines, JSON
-terminal.py       tables, and a live display
-**deciding**
-downlink.py ★     the coordinator's side of the link to one worker
-restarts.py ★     what happens when a worker process ends
-balance.py ★      how many participants are moved, so that all workers have about the same
-patience.py ★     how long is waited for workers to end
-**doing**
-running.py        a coordinator brought up and down
-run_dir.py        what outlives a coordinator that is killed
-private.py        directories and files that are this user's alone
-workers.py        the links to all workers
-draining.py       which of them are told to drain, and when
-transport.py      what the dispatcher wants, on its way to them
-router.py         the socket that they come in by
-supervisor.py     the worker processes, kept running
-slot.py           what is known of one of them
-rolling.py        workers that live, restarted one after the other
-process.py        one of them
-orders.py         what the coordinator tells a worker, batched
-control.py        the control server
-control_address.py  where it is
-control_gate.py   who may use it
-unix_socket.py    a place for its Unix socket
-attachment.py     one attached script
-client.py         the other end of it, in an attached script
-pending.py        what a script waits for
-writer.py         batches for the control stream
-passing.py        how a payload crosses it: as bytes or as a descriptor
+commands/         the ``coordinator`` command
 ================  =============================================================================
+
+Each imports only what stands above it.
 
 Who gets which participants, and how each call ends, is decided in manager/core (pool.py, calls.py),
 which the single-process mode shares.

@@ -1,5 +1,5 @@
 """``python -m coordinator``: the same as the ``coordinator`` command."""
 
-from coordinator.cli import main
+from coordinator.commands.cli import main
 
 main(prog_name="coordinator")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, Self
 
-from coordinator.access import Access
-from coordinator.client import Link
+from coordinator.control.access import Access
+from coordinator.control.client import Link
 from coordinator.running import RunningCoordinator
 from coordinator.settings import make_settings
 from manager.api.arguments import check_factory

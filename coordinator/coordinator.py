@@ -7,8 +7,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Self
 
-from coordinator.access import Access
-from coordinator.client import Link
+from coordinator.control.access import Access
+from coordinator.control.client import Link
 from coordinator.running import RunningCoordinator
 from coordinator.settings import make_settings
 from manager.api.arguments import check_factory

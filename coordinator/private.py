@@ -1,7 +1,7 @@
 """What is this user's alone: directories that nobody else can enter, files that nobody else can read.
 
 Modes are given to things as they are made, never afterwards: what is private is so from the start. What is
-kept in them is the business of run_dir.py, certs.py and control.py.
+kept in them is the business of run_dir.py, certs.py and control/server.py.
 """
 
 from __future__ import annotations

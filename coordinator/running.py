@@ -17,14 +17,14 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import cast
 
-from coordinator.control import ControlServer, check
-from coordinator.downlink import State as LinkState
-from coordinator.rolling import RollingRestart
-from coordinator.run_dir import InUseError, RunDir, State, default_path
+from coordinator.control.server import ControlServer, check
 from coordinator.settings import Settings
-from coordinator.slot import Slot
-from coordinator.supervisor import ALL_GIVEN_UP, STOP_SLACK, Supervisor
-from coordinator.workers import Workers
+from coordinator.workers.downlink import State as LinkState
+from coordinator.workers.links import Workers
+from coordinator.workers.rolling import RollingRestart
+from coordinator.workers.run_dir import InUseError, RunDir, State, default_path
+from coordinator.workers.slot import Slot
+from coordinator.workers.supervisor import ALL_GIVEN_UP, STOP_SLACK, Supervisor
 from manager.core.call import OutcomeKind
 from manager.core.dispatcher import Dispatcher
 from manager.errors import AddressInUse, StartError

@@ -5,6 +5,15 @@ server (``create_participant_manager``) are both here, with all that they share 
 marked ★ are sans-IO: they decide, and do no input or output.
 
 ===============  ==============================================================================
+errors.py        what can be caught
+typed.py         settings checked against the types of their fields
+limits.py        what a worker takes on at most
+listen.py        the public address, reserved and shared
+liveness.py ★    whether the other side of a link lives, and whether this one was away
+timeouts.py      how long each step of a worker's end may take
+usage.py         what this process uses
+logs.py          how log records look
+loop.py          an event loop in a thread, for the blocking API
 payloads/        where large payloads are
 reducing/        folds many results into one
 core/            decides who gets which participants, and how every call ends
@@ -14,20 +23,11 @@ serving/         the participants' streams: gRPC's server, and who may come, sta
 link/            a worker's side of the link to its coordinator
 server.py        the single-process server
 worker.py        the worker process
-cli.py           ``manager start``
 options.py       how command-line options are declared
-errors.py        what can be caught
-limits.py        what a worker takes on at most
-listen.py        the public address, reserved and shared
-loop.py          an event loop in a thread, for the blocking API
-liveness.py ★    whether the other side of a link lives, and whether this one was away
-timeouts.py      how long each step of a worker's end may take
-typed.py         settings checked against the types of their fields
-usage.py         what this process uses
-logs.py          how log records look
+cli.py           ``manager start``
 ===============  ==============================================================================
 
-Of the folders each imports only those above it. server.py and worker.py put them together.
+Each imports only what stands above it.
 """
 
 from importlib import import_module

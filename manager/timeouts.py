@@ -1,7 +1,7 @@
 """How long each step of a worker's end may take, in seconds, once the grace period of a drain is over.
 
-The coordinator waits for the sum before it kills one (coordinator/supervisor.py), so it is told here and not
-where the steps are taken.
+The coordinator waits for the sum before it kills one (coordinator/workers/supervisor.py), so it is told here
+and not where the steps are taken.
 """
 
 CLOSE_TIMEOUT = 1.0

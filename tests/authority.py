@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import trustme
 from click.testing import CliRunner
 
-from coordinator import cli
+from coordinator.commands import cli
 
 PAST = {"not_before": datetime(2000, 1, 1), "not_after": datetime(2001, 1, 1)}
 FUTURE = {"not_before": datetime(2900, 1, 1), "not_after": datetime(2901, 1, 1)}

@@ -24,8 +24,8 @@ FOR_PEOPLE = {
     "participant_sdk/logs.py",
     "manager/logs.py",
     "protos/tls.py",
-    "coordinator/authority.py",
-    "coordinator/certs.py",
+    "coordinator/commands/authority.py",
+    "coordinator/commands/certs.py",
     "manager/serving/gate.py",
     "manager/access/peer_certificate.py",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,11 +56,11 @@ SANS_IO = [
     "manager/link/uplink.py",
     "manager/link/reports.py",
     "manager/api/outcome.py",
-    "coordinator/downlink.py",
-    "coordinator/restarts.py",
-    "coordinator/balance.py",
-    "coordinator/patience.py",
-    "coordinator/orders.py",
+    "coordinator/workers/downlink.py",
+    "coordinator/workers/restarts.py",
+    "coordinator/workers/balance.py",
+    "coordinator/workers/patience.py",
+    "coordinator/workers/orders.py",
     "participant_sdk/lifecycle.py",
     "participant_sdk/backoff.py",
 ]
@@ -80,6 +81,19 @@ def imports(path: Path) -> Iterator[str]:
 
 def sources(package: str) -> list[Path]:
     return [path for path in sorted((ROOT / package).glob("**/*.py")) if "_pb2" not in path.name]
+
+
+def faces(package: str) -> list[Path]:
+    return [path for path in sources(package) if path.name == "__init__.py"]
+
+
+def table(folder: str) -> dict[str, bool]:
+    """What the docstring of a folder lists, and whether it is marked as sans-IO."""
+    _, lines, _ = re.split(
+        r"^=+  =+$", (ROOT / folder / "__init__.py").read_text(encoding="utf-8"), flags=re.M
+    )
+    found = re.findall(r"^(\S+) +(★)?", lines, flags=re.M)
+    return {name: bool(star) for name, star in found}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -111,38 +125,34 @@ def test_every_file_says_at_its_top_what_it_is(package: str) -> None:
     assert not silent
 
 
+TABLED = [
+    path.parent.relative_to(ROOT).as_posix()
+    for package in ("manager", "coordinator")
+    for path in faces(package)
+]
+
+
+@pytest.mark.parametrize("folder", TABLED)
+def test_the_table_of_a_folder_is_complete(folder: str) -> None:
+    here = (ROOT / folder).iterdir()
+    there = {
+        path.name if path.is_file() else f"{path.name}/" for path in here if not path.name.startswith("__")
+    }
+    assert set(table(folder)) == there - {"py.typed"}
+    decides = {name for name, star in table(folder).items() if star}
+    assert decides == {path.rpartition("/")[2] for path in SANS_IO if path.rpartition("/")[0] == folder}
+
+
 @pytest.mark.parametrize("package", ["manager", "coordinator"])
-def test_the_table_of_files_in_the_package_is_complete(package: str) -> None:
-    tables = {path.parent: path.read_text(encoding="utf-8") for path in sources(package) if is_face(path)}
-    missing = [
-        str(path.relative_to(ROOT))
-        for path in sources(package)
-        if not path.name.startswith("__") and f"\n{path.name} " not in tables[path.parent]
-    ]
-    missing += [
-        str(path.name)
-        for path in tables
-        if path.parent in tables and f"\n{path.name}/ " not in tables[path.parent]
-    ]
-    assert not missing
-
-
-def is_face(path: Path) -> bool:
-    return path.name == "__init__.py"
-
-
-def test_the_folders_of_the_manager_import_only_those_above_them_in_its_table() -> None:
-    table = (ROOT / "manager" / "__init__.py").read_text(encoding="utf-8")
-    folders = [line.partition("/ ")[0] for line in table.splitlines() if "/ " in line.partition(" ")[0] + " "]
-    assert sorted(folders) == sorted(path.parent.name for path in (ROOT / "manager").glob("*/__init__.py"))
+def test_of_a_package_each_file_and_folder_imports_only_those_above_it_in_the_table(package: str) -> None:
+    entries = [name.removesuffix("/").removesuffix(".py") for name in table(package)]
     breaches = [
         f"{path.relative_to(ROOT)} imports {module}"
-        for number, folder in enumerate(folders)
-        for path in sources(f"manager/{folder}")
+        for number, entry in enumerate(entries)
+        for path in [ROOT / package / f"{entry}.py", *(ROOT / package / entry).glob("*.py")]
+        if path.exists()
         for module in imports(path)
-        if module.startswith("manager.")
-        and module.split(".")[1] not in folders[: number + 1]
-        and module.split(".")[1] in {*folders, "server", "worker", "cli", "options"}
+        if module.startswith(f"{package}.") and module.split(".")[1] not in entries[: number + 1]
     ]
     assert not breaches
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import click
 
 from coordinator import MusterError
-from coordinator.certs import make
-from coordinator.token_file import read
-from coordinator.tokens_cli import issue
+from coordinator.commands.certs import make
+from coordinator.commands.token_file import read
+from coordinator.commands.tokens import issue
 from manager.access.tokens import TokensError, parse
 
 HOSPITALS = [f"hospital-{number}" for number in range(1, 6)]

@@ -4,7 +4,7 @@
 participants.py   get_participants and lease
 cohort.py         the participants that a caller got
 proxy.py          one participant
-outcome.py        what became of a call
+outcome.py ★      what became of a call
 answers.py        its results one by one, as they arrive
 arguments.py      what callers may pass
 ================  =============================================================================

@@ -1,7 +1,8 @@
 """What proxies and cohorts need of whoever holds the participants.
 
 Three implement it: the dispatcher of a single process or of a coordinator (dispatcher.py), and a training
-script attached to a running coordinator (coordinator/client.py). All methods run on the backend's event loop.
+script attached to a running coordinator (coordinator/control/client.py). All methods run on the backend's
+event loop.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Carries out what the pool and the table of calls decide: the asyncio shell around both.
 
 It owns the clock and the futures; a ``Transport`` brings instructions to the participants' streams (in this
-process: server.py; in worker processes: coordinator/workers.py) and reports back by ``joined``, ``answered``
-and ``ended``. What these lead to is carried out once per turn of the event loop. Not thread-safe: everything
-happens on one event loop.
+process: server.py; in worker processes: coordinator/workers/links.py) and reports back by ``joined``,
+``answered`` and ``ended``. What these lead to is carried out once per turn of the event loop. Not
+thread-safe: everything happens on one event loop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the dispatcher needs of whoever brings instructions to the participants' streams.
 
-In a single process that is server.py; in a coordinator, coordinator/transport.py.
+In a single process that is server.py; in a coordinator, coordinator/workers/transport.py.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Decides what one end of a link does to lose nothing. Sans-IO.
 
 Both ends use it: the manager with Upward messages out and Downward in (uplink.py), the coordinator the other
-way round (coordinator/downlink.py). The handshake is theirs; this begins when it is done. Messages to be sent
-are collected in ``out``, each as the frames of one multipart message; the caller sends them in order. If
-ZeroMQ can't take one it may be dropped: it will be asked for again.
+way round (coordinator/workers/downlink.py). The handshake is theirs; this begins when it is done. Messages to
+be sent are collected in ``out``, each as the frames of one multipart message; the caller sends them in order.
+If ZeroMQ can't take one it may be dropped: it will be asked for again.
 """
 
 from __future__ import annotations

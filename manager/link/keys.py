@@ -7,7 +7,7 @@ one. In a directory there are, in the format of ZeroMQ's own certificates (zmq.a
 - worker.key and worker.key_secret, which all workers of a machine share,
 - worker-ANYTHING.key: public keys of other workers that may connect, too.
 
-A worker needs coordinator.key and worker.key_secret alone. coordinator/certs.py makes them.
+A worker needs coordinator.key and worker.key_secret alone. coordinator/commands/certs.py makes them.
 """
 
 from __future__ import annotations

@@ -16,6 +16,6 @@ crowds.py ★       how many streams one address may have
 connections.py ★  which connections without a stream are closed
 open_sockets.py   the connections to a port of this process, seen and closed
 closing.py        looks at them again and again, and closes some
-refused.py        why somebody was turned away, cut off or closed, and how many were
+refused.py ★      why somebody was turned away, cut off or closed, and how many were
 ================  =============================================================================
 """

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import grpc.aio
 
-from coordinator.control import CONTROL_OPTIONS
+from coordinator.control.server import CONTROL_OPTIONS
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlStub
 

@@ -2,7 +2,7 @@
 
 Kinds are dealt from a shuffled deck, so that each comes even in a short run. What a fault hits is left alone
 until it should have recovered, and no worker's slot dies so often that it would be given up for good (see
-coordinator/restarts.py): that is for other tests.
+coordinator/workers/restarts.py): that is for other tests.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.access import Access
+from coordinator.control.access import Access
 from coordinator.control_address import parse
 from coordinator.errors import CredentialsError
 from protos.tls import TLS
@@ -89,6 +89,6 @@ def test_to_a_socket_of_somebody_else_nothing_is_sent(served: str, monkeypatch: 
     if me != 0:  # that of root anybody may use
         with pytest.raises(CredentialsError, match=f"belongs to somebody else \\(user id {me}\\)"):
             access.blocking_channel()
-    monkeypatch.setattr("coordinator.access._ROOT", -1)
+    monkeypatch.setattr("coordinator.control.access._ROOT", -1)
     with pytest.raises(CredentialsError, match=f"belongs to somebody else \\(user id {me}\\)"):
         access.blocking_channel()

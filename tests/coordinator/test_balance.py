@@ -7,7 +7,7 @@ import random
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from coordinator.balance import FEW, INTERVAL, SHARE, SLACK, TIME, TOLERANCE, Balance, surplus
+from coordinator.workers.balance import FEW, INTERVAL, SHARE, SLACK, TIME, TOLERANCE, Balance, surplus
 
 COUNTS = st.dictionaries(st.integers(0, 31), st.integers(0, 5_000), max_size=16)
 

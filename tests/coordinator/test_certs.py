@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from coordinator import cli
-from coordinator.authority import Authority, Pair
-from coordinator.certs import (
+from coordinator.commands import cli
+from coordinator.commands.authority import Authority, Pair
+from coordinator.commands.certs import (
     Certs,
     CertsError,
     Files,
@@ -175,7 +175,7 @@ def test_keys_go_where_it_has_looked_though_a_link_on_the_way_is_turned(
         way.symlink_to(elsewhere)
         return found
 
-    monkeypatch.setattr("coordinator.certs.directory", then_turned)
+    monkeypatch.setattr("coordinator.commands.certs.directory", then_turned)
     made = make(way / "certs")
     assert made.ca.key.is_file()
     assert made.path == tmp_path / "real" / "certs"

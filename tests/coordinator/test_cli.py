@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from coordinator import cli, remote
+from coordinator.commands import cli, remote
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
 from manager import Security
 from manager import cli as manager_cli
@@ -384,7 +384,7 @@ def test_no_option_takes_a_secret_and_no_help_shows_what_the_environment_says(pr
 
 def test_help_waits_for_no_large_library() -> None:
     program = (
-        "import sys, coordinator.cli\n"
+        "import sys, coordinator.commands.cli\n"
         "sys.exit(any(name in sys.modules for name in ('grpc', 'zmq', 'cryptography')))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=30).returncode == 0

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.access import Access
-from coordinator.client import Link
-from coordinator.writer import BatchWriter
+from coordinator.control.access import Access
+from coordinator.control.client import Link
+from coordinator.control.writer import BatchWriter
 from manager.api.outcome import Progress, progress_of
 from manager.core.call import OutcomeKind
 from manager.core.members import Member

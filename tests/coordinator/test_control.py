@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import pytest
 
-from coordinator.attachment import CONTROL_VERSION, Attachment
-from coordinator.control import Subject, _Servicer
-from coordinator.passing import Outgoing
-from coordinator.slot import Slot
-from coordinator.workers import _spare_descriptors
-from coordinator.writer import MAX_BATCH_BYTES, BatchWriter
+from coordinator.control.attachment import CONTROL_VERSION, Attachment
+from coordinator.control.passing import Outgoing
+from coordinator.control.server import Subject, _Servicer
+from coordinator.control.writer import MAX_BATCH_BYTES, BatchWriter
+from coordinator.workers.links import _spare_descriptors
+from coordinator.workers.slot import Slot
 from manager.core.call import Call, Send
 from manager.core.dispatcher import Dispatcher
 from manager.core.members import Member

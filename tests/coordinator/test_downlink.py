@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent, State
+from coordinator.workers.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent, State
 from manager.link import uplink
 from manager.link.uplink import LINK_VERSION, Greet, Obey, Opened, Uplink
 from protos import link_pb2

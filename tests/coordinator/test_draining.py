@@ -9,9 +9,9 @@ from functools import wraps
 from typing import Any
 from unittest import mock
 
-from coordinator.downlink import Downlink, State
-from coordinator.draining import Draining
-from coordinator.transport import LinkTransport, Worker
+from coordinator.workers.downlink import Downlink, State
+from coordinator.workers.draining import Draining
+from coordinator.workers.transport import LinkTransport, Worker
 from manager.core.call import Call
 from manager.core.dispatcher import Dispatcher
 from manager.core.members import Member
@@ -237,7 +237,7 @@ async def test_of_a_signal_to_all_that_comes_to_a_worker_first_nothing_is_lost(c
     member = cluster.join(1, "a")
     cluster.call(member)
     cluster.call(member)
-    with mock.patch("coordinator.draining.GROUP_TIME", 0.0):
+    with mock.patch("coordinator.workers.draining.GROUP_TIME", 0.0):
         cluster.draining.let_go(cluster.workers[1])
         assert cluster.who == []
         cluster.draining.drain_all(600.0)

@@ -2,7 +2,7 @@
 
 test_downlink.py keeps the order of what it doesn't lose, as ZeroMQ does; here messages are repeated and put
 out of order, too, managers are started again, and coordinators forget who is who. What the shells keep
-(worker.py, workers.py) is modelled: which events are known, which orders were given. After each step:
+(worker.py, links.py) is modelled: which events are known, which orders were given. After each step:
 
 - what a worker tells is acted upon once, in order, without a gap, and only by the coordinator that greets it;
 - what a coordinator orders is obeyed once, in order, without a gap, in the handshake that it was meant for.
@@ -18,8 +18,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator import downlink
-from coordinator.downlink import Beat, Downlink, Greeted, Reported
+from coordinator.workers import downlink
+from coordinator.workers.downlink import Beat, Downlink, Greeted, Reported
 from manager.link import uplink
 from manager.link.end import Frames
 from manager.link.uplink import Greet, Obey, Opened, Uplink

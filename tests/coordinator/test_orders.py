@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.orders import OrdersBatch
+from coordinator.workers.orders import OrdersBatch
 from manager.core.call import Send
 from manager.core.calls import CallTable
 from manager.reducing.shares import Reduction, reduction_of

@@ -1,11 +1,11 @@
-"""coordinator/patience.py: how long is waited for workers to end, and which time doesn't count."""
+"""coordinator/workers/patience.py: how long is waited for workers to end, and which time doesn't count."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.patience import STOPPED, Patience
+from coordinator.workers.patience import STOPPED, Patience
 from manager.liveness import AWAY_TIME
 
 SECONDS = st.floats(0, 100)

@@ -15,7 +15,7 @@ from typing import ParamSpec
 
 import pytest
 
-from coordinator.process import AdoptedProcess, SpawnedProcess, describe_exit
+from coordinator.workers.process import AdoptedProcess, SpawnedProcess, describe_exit
 
 PROGRAM = """
 import signal, sys

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.restarts import (
+from coordinator.workers.restarts import (
     FIRST_WAIT,
     MAX_DEATHS,
     MAX_WAIT,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.run_dir import InUseError, Recorded, RunDir, State, default_path
+from coordinator.workers.run_dir import InUseError, Recorded, RunDir, State, default_path
 from manager.errors import StartError
 from manager.listen import Address
 from tests.support import eventually
@@ -152,7 +152,7 @@ def test_once_it_is_closed_the_next_one_has_it(private: Path, finished: bool) ->
 
 def test_a_coordinator_that_is_killed_lets_go_of_it(private: Path) -> None:
     program = (
-        "import sys, time, pathlib; from coordinator.run_dir import RunDir\n"
+        "import sys, time, pathlib; from coordinator.workers.run_dir import RunDir\n"
         f"held = RunDir(pathlib.Path({str(private)!r}), private=True)\n"
         "print('held', flush=True); sys.stdin.read()"
     )

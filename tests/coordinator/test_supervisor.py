@@ -16,12 +16,12 @@ from unittest import mock
 import pytest
 
 from coordinator.errors import WorkerBootError
-from coordinator.process import OnExit
-from coordinator.rolling import RollingRestart
-from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
-from coordinator.slot import Slot
-from coordinator.supervisor import Supervisor
+from coordinator.workers.process import OnExit
+from coordinator.workers.rolling import RollingRestart
+from coordinator.workers.run_dir import RunDir
+from coordinator.workers.slot import Slot
+from coordinator.workers.supervisor import Supervisor
 from manager.errors import Closed
 from manager.listen import Address
 from manager.liveness import AWAY_TIME
@@ -112,7 +112,7 @@ def with_harness(test: Test) -> Callable[[Path, pytest.MonkeyPatch], None]:
         async def main() -> None:
             run_dir = RunDir(tmp_path / "run", private=False)
             harness = Harness(run_dir)
-            monkeypatch.setattr("coordinator.supervisor.SpawnedProcess", harness.spawn)
+            monkeypatch.setattr("coordinator.workers.supervisor.SpawnedProcess", harness.spawn)
             await test(harness)
             for slot in harness.supervisor.slots:
                 slot.forget_timers()
@@ -155,7 +155,7 @@ async def test_one_that_says_nothing_is_killed(harness: Harness) -> None:
 @with_harness
 async def test_one_that_freezes_after_its_goodbye_is_killed(harness: Harness) -> None:
     await harness.start()
-    with mock.patch("coordinator.supervisor.EXIT_TIME", 0.0):
+    with mock.patch("coordinator.workers.supervisor.EXIT_TIME", 0.0):
         harness.supervisor.departed(1)
     async with asyncio.timeout(20):
         while not harness.spawned[1].signals:  # noqa: ASYNC110 - it is a timer's
@@ -171,7 +171,7 @@ async def test_one_that_freezes_after_its_goodbye_is_killed(harness: Harness) ->
 async def test_one_that_freezes_while_it_boots_holds_up_no_stop(harness: Harness) -> None:
     await harness.start()
     harness.exit(1, 0)
-    with mock.patch("coordinator.supervisor.STOP_SLACK", 0.0):
+    with mock.patch("coordinator.workers.supervisor.STOP_SLACK", 0.0):
         stopping = asyncio.ensure_future(harness.supervisor.stop(600.0))
         await turns()
     async with asyncio.timeout(20):

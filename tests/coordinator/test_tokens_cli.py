@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from coordinator import cli, token_file
-from coordinator.token_file import TokenFileError
+from coordinator.commands import cli, token_file
+from coordinator.commands.token_file import TokenFileError
 from manager.access.tokens import digest, parse
 
 
@@ -173,7 +173,7 @@ def test_who_could_read_it_by_the_group_still_can(file: Path) -> None:
 
 def test_many_at_once_lose_nothing(file: Path) -> None:
     program = (
-        "import sys; from coordinator.cli import main\n"
+        "import sys; from coordinator.commands.cli import main\n"
         "for number in range(10): main(['tokens', 'issue', f'{sys.argv[1]}-{number}', '--file', sys.argv[2]],"
         " standalone_mode=False)"
     )

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from coordinator.terminal import (
+from coordinator.commands.terminal import (
     CpuLoad,
     duration,
     mebibytes,
     render_participants,
     render_status,
 )
-from coordinator.view import LogView, as_dict
+from coordinator.commands.view import LogView, as_dict
 from protos import control_pb2
 
 STATUS = control_pb2.Status(

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from coordinator.downlink import Downlink
-from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
-from coordinator.workers import Workers
+from coordinator.workers.downlink import Downlink
+from coordinator.workers.links import Workers
+from coordinator.workers.run_dir import RunDir
 from manager.core.call import OutcomeKind
 from manager.core.members import Member
 from manager.link.uplink import LINK_VERSION

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from coordinator import cli
+from coordinator.commands import cli
 from examples.digits import secure
 from manager.access.tokens import parse
 from tests.examples.procfile import is_png, left_running, start_procfile

@@ -17,8 +17,8 @@ from unittest import mock
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from coordinator.downlink import Downlink, Greeted
-from coordinator.downlink import State as DownlinkState
+from coordinator.workers.downlink import Downlink, Greeted
+from coordinator.workers.downlink import State as DownlinkState
 from manager.link import uplink
 from manager.payloads.blobs import view_of
 from manager.reducing.batch import Batch
@@ -100,7 +100,7 @@ def _other_frames(rng: random.Random, frames: Frames) -> Frames:
 
 
 class Upward(Target):
-    """What the coordinator hears from a worker: coordinator/workers.py."""
+    """What the coordinator hears from a worker: coordinator/workers/links.py."""
 
     name = "upward"
     corpus = corpus.UPWARD

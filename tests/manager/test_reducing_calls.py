@@ -1,7 +1,7 @@
 """The promises of DESIGN for calls whose results are folded where they arrive: the table of calls together
 with the workers' batches, over any sequence of events.
 
-The machine plays what lies between: the coordinator's workers.py, the links (in order per direction, but as
+The machine plays what lies between: the coordinator's links.py, the links (in order per direction, but as
 late as they like), manager/worker.py around the real ``Folding``, whose event loop and thread it plays, too,
 and all participants. Each result has a power of two as its weight, so that the weight of an answer tells
 whose results are in it.
@@ -414,7 +414,7 @@ class Machine(RuleBasedStateMachine):
                 self.add(worker, accepts_cancel=False)
         self.let_everything_arrive()
 
-    # The coordinator: what workers.py does
+    # The coordinator: what links.py does
 
     def carry_out(self, going: Member | None = None) -> None:
         """``going`` has just left its worker, which ignores what is sent to it now."""

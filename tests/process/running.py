@@ -19,8 +19,8 @@ import grpc
 import psutil
 
 from coordinator import Coordinator
+from coordinator.commands.view import as_dict
 from coordinator.control_address import parse, target
-from coordinator.view import as_dict
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlStub
 from tests.support import PATIENCE, eventually

@@ -123,7 +123,7 @@ def test_what_is_no_zeromq_on_the_links_socket_is_no_message(running: live.Clust
 
 OTHER_VERSION = """
 import sys
-from coordinator import downlink
+from coordinator.workers import downlink
 from manager.link import uplink
 from manager.cli import main
 uplink.LINK_VERSION = downlink.LINK_VERSION = 9

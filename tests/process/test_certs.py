@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from coordinator import connect
-from coordinator.certs import link_options, make, participant_command, start_command
+from coordinator.commands.certs import link_options, make, participant_command, start_command
 from protos.messages import instruction
 from tests.process.running import BIN, Process, command, run, start_coordinator
 from tests.support import PATIENCE, eventually

@@ -23,7 +23,7 @@ from coordinator import (
     aio,
     connect,
 )
-from coordinator.certs import make
+from coordinator.commands.certs import make
 from protos.messages import instruction
 from tests.process.running import (
     RunningCoordinator,

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from coordinator import TLS, Connection, Coordinator, CoordinatorGone, CredentialsError, aio, connect
-from coordinator.control import VISITORS
+from coordinator.control.server import VISITORS
 from coordinator.settings import Settings
 from manager import StartError
 from protos import control_pb2

@@ -29,8 +29,8 @@ from coordinator import (
     WorkerBootError,
     connect,
 )
-from coordinator.restarts import MAX_DEATHS
-from coordinator.run_dir import default_path
+from coordinator.workers.restarts import MAX_DEATHS
+from coordinator.workers.run_dir import default_path
 from manager.listen import Address
 from manager.serving.folding import INLINE_SIZE
 from tests.process.running import own_port, start_coordinator, start_participants
@@ -40,7 +40,8 @@ from tests.support import PATIENCE, Devices, eventually, instruction, tensors
 def test_a_worker_that_is_asked_to_stop_finishes_its_work_and_is_started_again(
     devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.balance.TIME", 0.0)  # or others are moved, too: those who go stay away
+    # Or others are moved, too: those who go stay away.
+    monkeypatch.setattr("coordinator.workers.balance.TIME", 0.0)
     with Coordinator(workers=2, listen="127.0.0.1:0", log_level="critical") as coordinator:
         joined = devices.join(coordinator.listen, 8)
         cohort = coordinator.get_participants(8, timeout=20)
@@ -123,7 +124,7 @@ def test_a_worker_that_has_drained_exits_though_a_reducer_hangs_in_its_thread(
 def test_workers_that_die_again_and_again_are_given_up_visibly(
     devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.restarts.PERIOD", 600.0)  # it may take long to start so many
+    monkeypatch.setattr("coordinator.workers.restarts.PERIOD", 600.0)  # it may take long to start so many
     with Coordinator(workers=2, listen="127.0.0.1:0", log_level="critical") as coordinator:
         for _ in range(MAX_DEATHS + 1):
             eventually(lambda: coordinator.status().workers[0].state == "up", timeout=60)
@@ -161,7 +162,7 @@ def test_without_any_worker_left_the_coordinator_ends_with_a_sentence(
 def test_without_any_worker_left_who_waits_in_a_script_is_told_so(
     devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.restarts.MAX_DEATHS", 0)
+    monkeypatch.setattr("coordinator.workers.restarts.MAX_DEATHS", 0)
     with (
         Coordinator(workers=1, listen="127.0.0.1:0", log_level="critical") as coordinator,
         ThreadPoolExecutor(2) as threads,

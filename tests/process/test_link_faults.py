@@ -26,9 +26,9 @@ import pytest
 import zmq
 
 from coordinator import Coordinator
-from coordinator.run_dir import RunDir
 from coordinator.settings import make_settings
-from coordinator.workers import Workers
+from coordinator.workers.links import Workers
+from coordinator.workers.run_dir import RunDir
 from manager.api.cohort import AsyncCohort
 from manager.api.participants import AsyncParticipants
 from manager.api.proxy import AsyncParticipantProxy

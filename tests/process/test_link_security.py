@@ -24,7 +24,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from coordinator import connect
-from coordinator.certs import make
+from coordinator.commands.certs import make
 from manager.link.keys import coordinator_keys, worker_keys
 from tests.fuzz import live
 from tests.fuzz.strangers import LinkStranger, hello_of

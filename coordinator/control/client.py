@@ -1,4 +1,4 @@
-"""A training script attached to a running coordinator: the other end of control.py.
+"""A training script attached to a running coordinator: the other end of server.py.
 
 ``Link`` is a backend like the dispatcher, only that every request crosses the control stream. It keeps a
 member for each participant it was given, and ends everything that waits when the stream ends.
@@ -17,12 +17,12 @@ from typing import cast
 import grpc
 import grpc.aio
 
-from coordinator.access import Access
-from coordinator.attachment import CONTROL_VERSION
+from coordinator.control.access import Access
+from coordinator.control.attachment import CONTROL_VERSION
+from coordinator.control.passing import Outgoing, received
+from coordinator.control.pending import PendingCall, PendingRequest
+from coordinator.control.writer import MAX_ITEM_BYTES, BatchWriter
 from coordinator.errors import CoordinatorGone, CredentialsError
-from coordinator.passing import Outgoing, received
-from coordinator.pending import PendingCall, PendingRequest
-from coordinator.writer import MAX_ITEM_BYTES, BatchWriter
 from manager.api.arguments import check_timeout
 from manager.core.backend import Acquired, Listener, Running, check_size
 from manager.core.call import Answer, OutcomeKind

@@ -22,7 +22,7 @@ from manager.errors import MusterError
 from manager.listen import Address
 
 if TYPE_CHECKING:
-    from coordinator.authority import Authority, Known, Pair
+    from coordinator.commands.authority import Authority, Known, Pair
 
 DEFAULT_DAYS = 365
 DEFAULT_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -101,7 +101,7 @@ def make(
     made anew (without ``hosts`` for the same ones). The authority and the link's keys always stay. ``days``
     is how long certificates last. Raises CertsError if that can't be done.
     """
-    from coordinator.authority import host, identity
+    from coordinator.commands.authority import host, identity
 
     try:
         hosts = list(dict.fromkeys(map(host, hosts)))
@@ -137,7 +137,7 @@ def _keep_out_of_git(path: Path) -> None:
 
 
 def _authority(certs: Certs) -> Authority:
-    from coordinator.authority import Authority, Pair
+    from coordinator.commands.authority import Authority, Pair
 
     files = certs.ca
     missing = [file for file in files if not file.exists()]
@@ -208,7 +208,7 @@ def _write(files: Files, pair: Pair, *, replace: bool) -> None:
 
 
 def _known(files: Files) -> Known:
-    from coordinator.authority import known
+    from coordinator.commands.authority import known
 
     try:
         return known(files.certificate.read_bytes())
@@ -301,7 +301,7 @@ def certs(path: Path, hosts: Sequence[str], participants: Sequence[str], days: i
     Example:
       coordinator certs --host fl.example.org --participant hospital-1 --participant hospital-2
     """
-    from coordinator.remote import fail
+    from coordinator.commands.remote import fail
 
     try:
         done = make(path, hosts, participants, days, renew=renew)

@@ -1,7 +1,7 @@
 """One attached script: what it asks for, in its own numbers, and what it is told.
 
 Here requests are translated to the dispatcher and back; client.py is the other end. All that a script has
-ends with it (``close``); who may attach is control.py's business.
+ends with it (``close``); who may attach is server.py's business.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import cast
 
-from coordinator.passing import Outgoing, received
-from coordinator.writer import MAX_BATCH_BYTES, MAX_ITEM_BYTES, BatchWriter
+from coordinator.control.passing import Outgoing, received
+from coordinator.control.writer import MAX_BATCH_BYTES, MAX_ITEM_BYTES, BatchWriter
 from manager.api.arguments import check_timeout
 from manager.core.call import Answer, Call, OutcomeKind
 from manager.core.dispatcher import Dispatcher

@@ -18,14 +18,14 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from coordinator.attachment import CONTROL_VERSION, Attachment, describe
+from coordinator.control.attachment import CONTROL_VERSION, Attachment, describe
+from coordinator.control.gate import ControlGate
+from coordinator.control.writer import BatchWriter
 from coordinator.control_address import ControlAddress, UnixAddress, is_local
-from coordinator.control_gate import ControlGate
 from coordinator.errors import WorkerBootError
 from coordinator.settings import Settings
-from coordinator.slot import Slot
 from coordinator.unix_socket import SocketPlace
-from coordinator.writer import BatchWriter
+from coordinator.workers.slot import Slot
 from manager.access.certificates import Certificates
 from manager.access.token_file import read_tokens
 from manager.access.watched import keep_looking, troubles

@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
-from coordinator.balance import Balance, surplus
-from coordinator.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent, State
-from coordinator.draining import Draining
-from coordinator.router import Payloads, Router
-from coordinator.run_dir import RunDir
 from coordinator.settings import Settings
-from coordinator.transport import LinkTransport, Worker
+from coordinator.workers.balance import Balance, surplus
+from coordinator.workers.downlink import Beat, Departed, Downlink, Event, Greeted, Reported, Silent, State
+from coordinator.workers.draining import Draining
+from coordinator.workers.router import Payloads, Router
+from coordinator.workers.run_dir import RunDir
+from coordinator.workers.transport import LinkTransport, Worker
 from manager.core.dispatcher import Dispatcher
 from manager.core.members import Member, printable, recognisable
 from manager.limits import moves_per_second

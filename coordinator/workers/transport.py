@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from coordinator.downlink import Downlink, State
-from coordinator.orders import OrdersBatch
+from coordinator.workers.downlink import Downlink, State
+from coordinator.workers.orders import OrdersBatch
 from manager.core.call import Call, Send
 from manager.core.members import Member
 from manager.core.roster import Roster

@@ -1,7 +1,7 @@
 """Keeps a worker process in every slot: adopts or starts them, restarts them, ends them.
 
 restarts.py decides whether and when one is started again, rolling.py restarts those that live; what is said
-over the links is workers.py's business, which is told of every start and end, and tells here who has booted.
+over the links is links.py's business, which is told of every start and end, and tells here who has booted.
 Who is in which slot is recorded in the run directory at every start, so that another life of the coordinator
 finds them.
 """
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Protocol
 
 from coordinator.errors import WorkerBootError
-from coordinator.patience import LOOK, Patience
-from coordinator.process import (
+from coordinator.settings import Settings
+from coordinator.workers.patience import LOOK, Patience
+from coordinator.workers.process import (
     KILL,
     AdoptedProcess,
     SpawnedProcess,
@@ -27,10 +28,9 @@ from coordinator.process import (
     arguments_of,
     describe_exit,
 )
-from coordinator.restarts import MAX_WAIT, GiveUp, Restart, RestartPolicy
-from coordinator.run_dir import Recorded, RunDir
-from coordinator.settings import Settings
-from coordinator.slot import Slot
+from coordinator.workers.restarts import MAX_WAIT, GiveUp, Restart, RestartPolicy
+from coordinator.workers.run_dir import Recorded, RunDir
+from coordinator.workers.slot import Slot
 from manager.cli import EXIT_COULD_NOT_START
 from manager.listen import Address
 from manager.liveness import AWAY_TIME, LATE

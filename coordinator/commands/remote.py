@@ -23,7 +23,7 @@ from manager.options import ParamType
 from protos import control_pb2
 
 if TYPE_CHECKING:
-    from coordinator.access import Access
+    from coordinator.control.access import Access
     from protos.bearer import Metadata
 
 ANSWER_TIMEOUT = 5.0
@@ -97,7 +97,7 @@ def reaching(command: Callable[..., None]) -> Callable[..., None]:
     def run(
         control: ControlAddress, ca: Path | None, tls: bool, token_file: Path | None, **options: Any
     ) -> None:
-        from coordinator.access import Access  # grpc loads here: --help stays fast
+        from coordinator.control.access import Access  # grpc loads here: --help stays fast
         from protos.tls import TLS
 
         command(Access(control, TLS(ca) if tls or ca is not None else None, token_file), **options)
@@ -115,14 +115,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="For programs
 @json_option
 def status(access: Access, as_json: bool) -> None:
     """Show a running coordinator: workers, participants, outcomes so far."""
-    from coordinator.view import as_dict
+    from coordinator.commands.view import as_dict
 
     with _Asking(access) as stub:
         answer = stub.GetStatus(control_pb2.StatusRequest(), timeout=ANSWER_TIMEOUT)
     if as_json:
         click.echo(json.dumps(as_dict(answer), indent=2))
     else:
-        from coordinator import terminal
+        from coordinator.commands import terminal
 
         terminal.show(terminal.render_status(answer))
 
@@ -147,7 +147,7 @@ class Pairs(ParamType[tuple[str, str]]):
 @json_option
 def participants(access: Access, where: tuple[tuple[str, str], ...], as_json: bool) -> None:
     """List the participants that are connected now."""
-    from coordinator.view import as_dict
+    from coordinator.commands.view import as_dict
 
     request = control_pb2.ListParticipantsRequest(where=dict(where))
     with _Asking(access) as stub:
@@ -156,7 +156,7 @@ def participants(access: Access, where: tuple[tuple[str, str], ...], as_json: bo
     if as_json:
         click.echo(json.dumps([as_dict(participant) for participant in found], indent=2))
     elif found:
-        from coordinator import terminal
+        from coordinator.commands import terminal
 
         terminal.show(terminal.render_participants(found))
     else:
@@ -167,8 +167,8 @@ def participants(access: Access, where: tuple[tuple[str, str], ...], as_json: bo
 @reaching
 def top(access: Access) -> None:
     """Watch a running coordinator live, until Ctrl-C."""
-    from coordinator.terminal import LiveView
-    from coordinator.view import UPDATE_INTERVAL
+    from coordinator.commands.terminal import LiveView
+    from coordinator.commands.view import UPDATE_INTERVAL
 
     if not sys.stderr.isatty():
         raise click.UsageError("this needs a terminal; use `coordinator status` elsewhere")

@@ -15,11 +15,11 @@ from typing import Any
 
 import click
 
-from coordinator import remote
-from coordinator.certs import certs
-from coordinator.remote import CONTROL_METAVAR, ControlType, fail
+from coordinator.commands import remote
+from coordinator.commands.certs import certs
+from coordinator.commands.remote import CONTROL_METAVAR, ControlType, fail
+from coordinator.commands.tokens import tokens
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
-from coordinator.tokens_cli import tokens
 from manager.errors import StartError
 from manager.limits import room
 from manager.listen import CAN_SHARE_PORT
@@ -199,13 +199,13 @@ def start(log_level: str, log_format: LogFormat, share_port: bool, **options: An
 
 
 async def _serve(settings: Settings, live: bool) -> None:
+    from coordinator.commands.view import UPDATE_INTERVAL, LogView, View, log
     from coordinator.running import RunningCoordinator  # grpc and zmq load here: --help stays fast
-    from coordinator.supervisor import ALL_GIVEN_UP
-    from coordinator.view import UPDATE_INTERVAL, LogView, View, log
+    from coordinator.workers.supervisor import ALL_GIVEN_UP
 
     view: View = LogView()
     if live:
-        from coordinator.terminal import LiveView
+        from coordinator.commands.terminal import LiveView
 
         view = LiveView()
     loop = asyncio.get_running_loop()

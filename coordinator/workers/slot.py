@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from coordinator.process import WorkerProcess
-from coordinator.restarts import RestartPolicy
+from coordinator.workers.process import WorkerProcess
+from coordinator.workers.restarts import RestartPolicy
 
 
 @dataclass(eq=False)

@@ -13,9 +13,9 @@ from typing import NoReturn
 
 import click
 
-from coordinator import token_file
-from coordinator.remote import fail, json_option
-from coordinator.token_file import TokenFileError
+from coordinator.commands import token_file
+from coordinator.commands.remote import fail, json_option
+from coordinator.commands.token_file import TokenFileError
 from manager.access.tokens import RANDOM_BYTES, TokensError, added, check_name, make_token, parse, removed
 
 file_option = click.option(

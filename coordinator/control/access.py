@@ -13,7 +13,7 @@ from typing import Self
 import grpc
 import grpc.aio
 
-from coordinator.control import CONTROL_OPTIONS
+from coordinator.control.server import CONTROL_OPTIONS
 from coordinator.control_address import ControlAddress, UnixAddress, is_local, parse, target
 from coordinator.errors import CredentialsError
 from protos.bearer import Metadata, Token, TokenError, bearer

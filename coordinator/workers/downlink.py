@@ -5,7 +5,7 @@
     AWAITED ──Hello of the expected incarnation──► OPEN ──silence, Goodbye, death──► GONE
 
 One Downlink is one incarnation of one worker; the next incarnation gets a new one, so nothing of the old one
-can be taken for the new. The shell (workers.py) does what the events say and sends what is in ``out``.
+can be taken for the new. The shell (links.py) does what the events say and sends what is in ``out``.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 
 from coordinator.errors import WorkerBootError
-from coordinator.patience import LOOK, Patience
-from coordinator.slot import Slot
-from coordinator.supervisor import STOP_SLACK, Supervisor
+from coordinator.workers.patience import LOOK, Patience
+from coordinator.workers.slot import Slot
+from coordinator.workers.supervisor import STOP_SLACK, Supervisor
 from manager.errors import Closed
 
 log = logging.getLogger("muster.coordinator")

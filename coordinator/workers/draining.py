@@ -14,8 +14,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from coordinator.downlink import Downlink, State
-from coordinator.transport import LinkTransport, Worker
+from coordinator.workers.downlink import Downlink, State
+from coordinator.workers.transport import LinkTransport, Worker
 from manager.core.dispatcher import Dispatcher
 
 GROUP_TIME = 0.1

@@ -1,7 +1,7 @@
 """The coordinator's ROUTER socket: where it is bound, who may connect, and what can't be read.
 
 Over TCP it asks peers for keys (manager/link/keys.py). What the messages mean is decided elsewhere:
-downlink.py and workers.py. Here strangers and garbage end.
+downlink.py and links.py. Here strangers and garbage end.
 """
 
 from __future__ import annotations
