@@ -2,6 +2,7 @@
 
 ================  =============================================================================
 cli.py            ``coordinator start``
+foreground.py     a coordinator in the foreground of a terminal
 remote.py         the commands that speak to a running coordinator
 tokens.py         ``coordinator tokens``
 token_file.py     the file that it changes

@@ -8,7 +8,6 @@ Exit codes: 0 all well; 1 it could not be done (the last line says why); 2 usage
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from manager.options import (
     take_limits,
     take_security,
 )
-from manager.usage import allow_many_files, calm_garbage_collection, leave_linear_algebra_single
+from manager.usage import allow_many_files, leave_linear_algebra_single
 from protos.version import VERSION
 
 
@@ -191,83 +190,13 @@ def start(log_level: str, log_format: LogFormat, share_port: bool, **options: An
     if settings.reducers:
         sys.path.append(str(Path.cwd()))  # last: it must not hide anything
     live = log_format == "console" and sys.stderr.isatty()
+    from coordinator.commands.foreground import serve  # grpc and zmq load here: --help stays fast
+
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(_serve(settings, live))
+            runner.run(serve(settings, live=live))
     except StartError as error:
         fail(str(error))
-
-
-async def _serve(settings: Settings, live: bool) -> None:
-    from coordinator.commands.view import UPDATE_INTERVAL, LogView, View, log
-    from coordinator.running import RunningCoordinator  # grpc and zmq load here: --help stays fast
-    from coordinator.workers.supervisor import ALL_GIVEN_UP
-
-    view: View = LogView()
-    if live:
-        from coordinator.commands.terminal import LiveView
-
-        view = LiveView()
-    loop = asyncio.get_running_loop()
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def interrupted() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupted)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
-        loop.add_signal_handler(signal.SIGHUP, stop.set)  # the terminal is gone; often a SIGTERM's companion
-
-    coordinator = RunningCoordinator(settings)
-    starting = asyncio.ensure_future(coordinator.start())
-    stopped = asyncio.ensure_future(stop.wait())
-    await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()
-        await asyncio.wait([starting])
-        return
-    await starting
-    calm_garbage_collection()
-    up = coordinator.workers_up
-    log.info(
-        "%s up; participants connect to %s, training scripts to %s",
-        "1 worker is" if up == 1 else f"{up} workers are",
-        ", ".join(coordinator.addresses),
-        coordinator.control,
-        extra={"workers": settings.workers, "listen": coordinator.listen, "control": coordinator.control},
-    )
-    if not settings.share_port:
-        log.info("workers don't share a port here; spread participants over the addresses yourself")
-    failed = asyncio.ensure_future(coordinator.failed.wait())
-    try:
-        with view:
-            while not (stop.is_set() or failed.done() or coordinator.stopping):
-                view.update(coordinator.status())
-                await asyncio.wait(
-                    [stopped, failed], timeout=UPDATE_INTERVAL, return_when=asyncio.FIRST_COMPLETED
-                )
-            view.update(coordinator.status())
-    finally:
-        calls = len(coordinator.dispatcher.calls)
-        # A signal shortens what `coordinator drain` may have begun.
-        grace = coordinator.drain(settings.grace if stop.is_set() else None)
-        patience = f": {calls} running calls have {round(grace, 1):g} s to finish" if calls else ""
-        log.info("stopping%s", patience)
-        stopping = asyncio.ensure_future(coordinator.stop())
-        hurried = asyncio.ensure_future(hurry.wait())
-        if not stop.is_set():
-            await asyncio.wait([stopping, stopped], return_when=asyncio.FIRST_COMPLETED)
-            coordinator.drain(settings.grace)
-        await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
-        if not stopping.done():
-            coordinator.hurry()
-        await stopping
-        for waiting in (hurried, failed, stopped):
-            waiting.cancel()
-        log.info("stopped")
-    if coordinator.failed.is_set():
-        raise StartError(ALL_GIVEN_UP)
 
 
 for command in [*remote.COMMANDS, tokens, certs]:

@@ -54,13 +54,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
     for name in [name for name in os.environ if name.startswith("MUSTER_")]:
         monkeypatch.delenv(name)
 
-    async def serve(settings: Settings, _live: bool) -> None:
+    async def serve(settings: Settings, **_live: bool) -> None:
         recorder.settings.append(settings)
 
     def configure(*_arguments: Any) -> None:
         """Leaves logging as pytest has set it up."""
 
-    monkeypatch.setattr(cli, "_serve", serve)
+    monkeypatch.setattr("coordinator.commands.foreground.serve", serve)
     monkeypatch.setattr(cli, "configure", configure)
     yield recorder
     assert recorder.settings == []
@@ -330,10 +330,10 @@ def test_a_file_that_is_no_text_is_a_usage_error(started: Started, config: Path)
 def test_what_can_not_be_started_ends_with_code_1_and_a_sentence(
     started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def serve(_settings: Settings, _live: bool) -> None:
+    async def serve(_settings: Settings, **_live: bool) -> None:
         raise StartError("the port is taken")
 
-    monkeypatch.setattr(cli, "_serve", serve)
+    monkeypatch.setattr("coordinator.commands.foreground.serve", serve)
     result = started.run()
     assert result.exit_code == 1
     assert result.output.strip().endswith("Error: the port is taken")
