@@ -57,6 +57,7 @@ class Memory:
         self._sizes: dict[int, int] = {}  # of pieces that may be used again
         self._resting: defaultdict[int, deque[tuple[int, float]]] = defaultdict(deque)  # by size; since when
         self._rests = 0  # bytes of those
+        self._given: deque[int] = deque()  # back, and not put away yet
 
     @property
     def resting(self) -> int:
@@ -69,6 +70,7 @@ class Memory:
         if room > min(_LARGEST, self._most) or not can_tell():
             return anonymous_memory()
         with self._lock:
+            self._put_away()
             resting = self._resting[room]
             for _ in range(min(_TRIES, len(resting))):
                 descriptor, since = resting.popleft()
@@ -117,19 +119,31 @@ class Memory:
         return payload
 
     def give_back(self, descriptor: int) -> None:
-        """This process doesn't need it any more."""
-        with self._lock:
+        """This process doesn't need it any more. Never waits: a garbage collection may come here, in a thread
+        that has the lock."""
+        self._given.append(descriptor)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._put_away()
+            finally:
+                self._lock.release()
+
+    def _put_away(self) -> None:
+        """What was given back rests from now on, or is closed. With the lock."""
+        while self._given:
+            descriptor = self._given.popleft()
             room = self._sizes.get(descriptor)
             if room is not None and self._rests + room <= self._most:
                 self._resting[room].append((descriptor, self._clock()))
                 self._rests += room
-                return
-            self._sizes.pop(descriptor, None)
-        os.close(descriptor)
+            else:
+                self._sizes.pop(descriptor, None)
+                os.close(descriptor)
 
     def forget(self) -> None:
         """Lets go of what has rested for long."""
         with self._lock:
+            self._put_away()
             late, old = self._clock() - REST_TIME, []
             for room, resting in self._resting.items():
                 kept = deque(piece for piece in resting if piece[1] > late)
@@ -152,7 +166,10 @@ def _room(size: int) -> int:
 
 def unread(descriptor: int) -> bool:
     """Whether nobody has opened this memory, or has it mapped still, but by this descriptor itself."""
-    witness = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        witness = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # too many are open
+        return False
     try:
         fcntl.fcntl(witness, fcntl.F_SETSIG, signal.SIGURG)  # ignored, should anybody open it just now
         fcntl.fcntl(witness, fcntl.F_SETLEASE, fcntl.F_WRLCK)
