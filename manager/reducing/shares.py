@@ -35,6 +35,10 @@ class Reduction:
     reducer: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises ScalarError for an option that can't travel: whoever sends it later has nobody to tell."""
+        to_scalars(self.options)
+
     def message(self) -> link_pb2.Reduction:
         return link_pb2.Reduction(reducer=self.reducer, options=to_scalars(self.options))
 
