@@ -60,6 +60,34 @@ SILENT_TIME: Final = 5.0
 none."""
 
 
+TAKES_LONG: Final = 16 * 1024
+"""Bytes of a message from which on it may take milliseconds to look at, or to fold in."""
+
+
+class Turns:
+    """Lets nobody begin with anything long in a turn of the loop that has lasted long already: of a thousand
+    answers that are all there at once each would be one more without a heartbeat."""
+
+    LONG = 0.02
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._over = 0.0
+
+    async def wait(self) -> None:
+        while True:
+            now = time.monotonic()
+            if not self._over:
+                self._over = now + self.LONG
+                self._loop.call_soon(self._next)
+            if now < self._over:
+                return
+            await asyncio.sleep(0)
+
+    def _next(self) -> None:
+        self._over = 0.0
+
+
 class TooLargeError(Exception):
     """A message is larger than allowed. The text is for the caller and for the participant's developer."""
 
@@ -98,6 +126,7 @@ class Servicer:
         self._ids = itertools.count(1)
         self._spool = Spool(limits.upload_memory, limits.upload_disk, memory)
         self._overdue = Overdue()
+        self._turns = Turns()
         self._speechless = speechless(limits.hello_timeout)
         self._log = Sparingly(log)
         self.refused: Refused = Counter()  # so far, by whatever has to do with this worker's port
@@ -240,6 +269,8 @@ class Servicer:
                 raise BreachError(
                     f"unexpected {kind.name.lower()} message: a chunked message isn't whole yet"
                 )
+            if len(data) > TAKES_LONG:
+                await self._turns.wait()
             # A hello that can't be read must not be pooled first.
             hello = read_hello(data, stream.identity) if session.state is State.NEW else None
             action = session.received(kind)
