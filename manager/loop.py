@@ -79,21 +79,30 @@ class LoopThread:
             tasks.append(self._loop.create_task(coroutine))
             tasks[0].add_done_callback(lambda _: gate.release())
 
-        with self._lock:
-            if self._closing:
+        def cancel() -> None:
+            if tasks:
+                tasks[0].cancel()
+            else:  # it wasn't handed over, after all
                 coroutine.close()
-                raise Closed(
-                    "this manager, coordinator or connection has been closed already; make a new one"
-                )
-            self._loop.call_soon_threadsafe(start)
+                gate.release()
+
+        handed_over = False
         try:
+            with self._lock:
+                if self._closing:
+                    coroutine.close()
+                    raise Closed(
+                        "this manager, coordinator or connection has been closed already; make a new one"
+                    )
+                handed_over = True  # not after: a Ctrl-C may come on the way out of this
+                self._loop.call_soon_threadsafe(start)
             while not gate.acquire(timeout=_TICK if watch is None else WATCH_INTERVAL):
                 if watch is not None:
                     watch()
         except BaseException:
-            if not (tasks and tasks[0].done()):
+            if handed_over and not (tasks and tasks[0].done()):
                 with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                    self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+                    self._loop.call_soon_threadsafe(cancel)
                 gate.acquire()
             raise
         return self._result(tasks[0])
