@@ -251,18 +251,26 @@ class Pool:
             return []
         self._changed = False
         grants: list[Grant] = []
-        held_back: set[Member] = set()
+        free = idle = None
         for request in list(self._waiting.values()):
             if len(self._members) < request.minimum and not leases_wait:
                 continue  # without a look at each: thousands may be joining just now
-            eligible = self._eligible(request)
-            if request.exclusive and held_back:
-                eligible = [member for member in eligible if member not in held_back]
-            if len(eligible) < request.minimum:
-                held_back.update(eligible)
-                continue
-            del self._waiting[request.id]
-            grants.append(Grant(request, self._take(request, eligible)))
+            if free is None or idle is None:  # once for all requests
+                free = [member for member in self._members.values() if member.lease is None]
+                idle = [member for member in free if not member.work.tag] if leases_wait else []
+            eligible = _matching(idle if request.exclusive else free, request.where)
+            if len(eligible) >= request.minimum:
+                del self._waiting[request.id]
+                grants.append(Grant(request, self._take(request, eligible)))
+                if not request.exclusive:
+                    continue
+                free = [member for member in free if member.lease is None]
+                idle = [member for member in idle if member.lease is None]
+            elif eligible is idle:
+                idle = []  # held back from the leases that were asked for later
+            elif idle:
+                held_back = set(eligible)
+                idle = [member for member in idle if member not in held_back]
         return grants
 
     def expire(self, now: float) -> list[Shortage]:
@@ -300,11 +308,17 @@ class Pool:
             maximum = 0  # who asks for none gets none
         if maximum is not None and maximum < len(eligible):
             eligible = self._rng.sample(eligible, maximum)
+        else:
+            eligible = list(eligible)
         if request.exclusive:
             self._leases[request.id] = {member.key: member for member in eligible}
             for member in eligible:
                 member.lease = request.id
         return eligible
+
+
+def _matching(members: list[Member], where: Mapping[str, str]) -> list[Member]:
+    return [member for member in members if _matches(member, where)] if where else members
 
 
 def _matches(member: Member, where: Mapping[str, str]) -> bool:

@@ -171,6 +171,31 @@ def test_a_lease_does_not_take_what_an_earlier_caller_waits_for() -> None:
     assert len(granted[1]) == 2
 
 
+class Watched(Member):
+    """Counts how often it is asked whether it is leased."""
+
+    looks = 0
+
+    @property
+    def lease(self) -> int | None:
+        self.looks += 1
+        return None
+
+    @lease.setter
+    def lease(self, value: int | None) -> None:
+        assert value is None
+
+
+def test_however_many_wait_each_participant_is_looked_at_once() -> None:
+    """It happens in each turn of the loop in which anything does."""
+    member = Watched(1, "a", {}, 0, 1)
+    pool = make_pool(member)
+    assert ask(pool, *(make_lease(id, 2) for id in range(40))) == {}
+    member.looks = 0
+    assert serve(pool) == {}
+    assert member.looks == 1
+
+
 def test_callers_who_share_nothing_do_not_wait_for_each_other() -> None:
     eu, us = make_member(1, where=EU), make_member(2, where=US)
     pool = make_pool(eu, us)
