@@ -262,6 +262,7 @@ class Dispatcher:
         *,
         exclusive: bool,
     ) -> Acquired:
+        self._check_loop()
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
         request = Request(next(self._ids), minimum, maximum, where, now, deadline, exclusive)
@@ -326,6 +327,7 @@ class Dispatcher:
         stream: bool,
         reduction: Reduction | None,
     ) -> Call:
+        self._check_loop()
         if self.draining and not self._closed:
             raise self._over()
         check_size(payloads, self.max_message)
@@ -344,6 +346,12 @@ class Dispatcher:
             stream=stream,
             reduction=reduction,
         )
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                "this coordinator is of another event loop; use it there, or connect to it in this one"
+            )
 
     # Time
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from coordinator import Coordinator, aio
+from manager.api.cohort import AsyncCohort
 from manager.api.outcome import Progress
 from manager.errors import CallTimeout, NotEnoughParticipants, ParticipantLost
 from tests.support import PATIENCE, Devices, instruction
@@ -67,6 +68,17 @@ def test_a_connection_of_another_event_loop_says_so_instead_of_waiting(devices: 
         asyncio.run(again())
 
 
+async def elsewhere(coordinator: aio.Coordinator[Echo], cohort: AsyncCohort[Echo]) -> None:
+    """In an event loop that isn't the coordinator's."""
+    with pytest.raises(RuntimeError, match="of another event loop; use it there"):
+        await coordinator.lease(1, timeout=2)
+    with pytest.raises(RuntimeError, match="of another event loop; use it there"):
+        await cohort.run(instruction("echo"), timeout=2)
+    with pytest.raises(RuntimeError, match="of another event loop; use it there"):
+        async for _ in cohort.stream(instruction("echo"), timeout=2):
+            pass
+
+
 async def until_nothing_is_left(coordinator: aio.Coordinator[Echo]) -> None:
     """It learns by and by that a script has gone."""
     async with asyncio.timeout(PATIENCE):
@@ -84,6 +96,8 @@ def test_a_coordinator_and_a_connection_in_one_event_loop(devices: Devices) -> N
             joined = await asyncio.to_thread(devices.join, coordinator.listen, 4)
             cohort = await coordinator.get_participants(4, timeout=20)
             assert await asyncio.gather(*(proxy.echo(b"x") for proxy in cohort)) == [b"x"] * 4
+            await asyncio.to_thread(asyncio.run, elsewhere(coordinator, cohort))
+            assert (await coordinator.status()).leased == (await coordinator.status()).busy == 0
             async with aio.connect(coordinator.control, Echo) as connection:
                 attached = await connection.get_participants(4, timeout=20)
                 outcome = await attached.run(instruction("echo"), timeout=20)
