@@ -53,6 +53,10 @@ class Memory:
         """Keeps ``most`` bytes for later. Somebody must call ``forget`` now and then."""
         self._most = most
         self._clock = clock
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._sizes: dict[int, int] = {}  # of pieces that may be used again
         self._resting: defaultdict[int, deque[tuple[int, float]]] = defaultdict(deque)  # by size; since when
@@ -66,6 +70,8 @@ class Memory:
 
     def take(self, size: int) -> int:
         """A descriptor of memory for ``size`` bytes, to be written from its start. Raises OSError."""
+        if os.getpid() != self._pid:  # what rests is in use by the process that was forked
+            self._begin()
         room = _room(size)
         if room > min(_LARGEST, self._most) or not can_tell():
             return anonymous_memory()
@@ -121,6 +127,9 @@ class Memory:
     def give_back(self, descriptor: int) -> None:
         """This process doesn't need it any more. Never waits: a garbage collection may come here, in a thread
         that has the lock."""
+        if os.getpid() != self._pid:
+            os.close(descriptor)
+            return
         self._given.append(descriptor)
         if self._lock.acquire(blocking=False):
             try:

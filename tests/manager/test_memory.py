@@ -119,6 +119,36 @@ def test_nor_one_that_another_process_reads(memory: Subject) -> None:
     assert again.descriptor == descriptor, "whoever read it is gone"
 
 
+FORKED = f"""
+import os, sys
+from manager.payloads.memory import Memory
+memory = Memory()
+blob = memory.share(b"a" * {SIZE})
+del blob
+assert memory.resting
+(asked, ask), (done, do) = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    os.read(asked, 1)
+    blob = memory.share(b"c" * {SIZE})
+    again = memory.share(b"c" * {SIZE})
+    del blob
+    assert memory.resting  # its own
+    os.write(do, b"x")
+    os._exit(0)
+blob = memory.share(b"b" * {SIZE})
+assert not memory.resting, "it isn't used again"
+os.write(ask, b"x")
+os.read(done, 1)
+os.waitpid(child, 0)
+assert bytes(blob.view()) == b"b" * {SIZE}, bytes(blob.view()[:1])
+"""
+
+
+def test_a_process_that_was_forked_has_its_own() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
+
+
 def test_nor_one_that_this_process_still_has_a_view_of(memory: Subject) -> None:
     blob = shared(memory, b"a" * SIZE)
     view = blob.view()
