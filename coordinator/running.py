@@ -29,7 +29,7 @@ from manager.core.call import OutcomeKind
 from manager.core.dispatcher import Dispatcher
 from manager.errors import AddressInUse, StartError
 from manager.listen import Address, Reservation, hold, reserve
-from manager.usage import resident_bytes
+from manager.usage import allow_many_files, resident_bytes
 from protos import control_pb2
 from protos.version import VERSION
 
@@ -84,6 +84,7 @@ class RunningCoordinator:
     async def start(self) -> None:
         """Returns when all workers are up. After an error nothing is left running."""
         settings = self.settings
+        allow_many_files()  # each large answer takes one for a moment, and they come in crowds
         if self._run_dir is not None:
             raise RuntimeError("this coordinator has been started before; make a new one")
         try:

@@ -30,6 +30,7 @@ from manager.core.members import Member
 from manager.errors import Closed, MusterError, ReductionError
 from manager.payloads.blobs import Blob, Payload, Sample, can_open, share
 from manager.reducing.shares import Reduction
+from manager.usage import allow_many_files
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlStub
 from protos.ending import Ending
@@ -70,6 +71,7 @@ class Link:
     async def open(self, timeout: float | None) -> None:
         """Attaches, as soon as somebody answers there; see coordinator.connect for what it raises."""
         check_timeout(timeout)
+        allow_many_files()  # each large answer takes one for a moment, and they come in crowds
         self._loop = asyncio.get_running_loop()
         deadline = time.monotonic() + (FOREVER if timeout is None else min(timeout, FOREVER))
         while True:

@@ -19,6 +19,7 @@ from manager.core.backend import Backend, Running
 from manager.core.call import Answer, OutcomeKind
 from manager.errors import Closed
 from manager.loop import LoopThread
+from manager.payloads.blobs import Blob
 from protos import stream_pb2
 
 P = TypeVar("P")
@@ -41,6 +42,9 @@ class _Arrivals:
             if answer is not None:
                 self._queue.append((index, answer))
                 self.bytes += len(answer[1])
+                if isinstance(answer[1], Blob):
+                    with contextlib.suppress(OSError):  # then whoever fetches it is told
+                        answer[1].settle()  # it may wait here for long, and descriptors are few
                 call.outcomes[index] = (answer[0], b"")
         self._changed.set()
 

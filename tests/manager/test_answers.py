@@ -13,7 +13,7 @@ from manager.core.call import Call, Send
 from manager.core.dispatcher import Dispatcher
 from manager.core.members import Member
 from manager.errors import Closed
-from manager.payloads.blobs import Payload
+from manager.payloads.blobs import CAN_SHARE, Blob, Payload
 from protos import stream_pb2
 from protos.messages import failure, result
 from tests.manager.support import make_member
@@ -85,6 +85,17 @@ def with_harness(test: Callable[[Harness], Coroutine[Any, Any, None]]) -> Callab
 
     run.__name__ = test.__name__
     return run
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="no shared memory here")
+@with_harness
+async def test_large_ones_that_wait_keep_no_descriptor(harness: Harness) -> None:
+    blob = Blob.of(RESULT.SerializeToString())
+    async with harness.answers as answers:
+        harness.dispatcher.answered([(harness.members[0], harness.members[0].tag, blob)])
+        harness.dispatcher.settle()
+        assert blob.descriptor == -1
+        assert await anext(answers) == (harness.members[0], RESULT)
 
 
 @with_harness

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from coordinator import Coordinator, connect
 from manager.api.proxy import ParticipantProxy
 from manager.payloads.blobs import CAN_SHARE, SHARE_SIZE
 from tests.process.running import attached_script, start_coordinator
-from tests.support import Devices, eventually, instruction
+from tests.support import PATIENCE, Devices, eventually, instruction
 
 pytestmark = pytest.mark.skipif(not CAN_SHARE, reason="this platform has no memory to share")
 
@@ -59,6 +61,45 @@ def test_a_script_that_is_killed_leaves_none_behind(tmp_path: Path, devices: Dev
         for device in joined:
             device.release()
         eventually(lambda: len(shared_memory(pids)) == before, what="memory that is given back")
+
+
+FEW_FILES = f"""
+import resource, sys, time
+from contextlib import nullcontext
+from coordinator import Coordinator, connect
+from protos.messages import instruction
+
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (80, hard))
+few()
+with Coordinator(workers=1, listen="127.0.0.1:0", control="127.0.0.1:0", log_level="error") as coordinator:
+    few() if sys.argv[1] == "attached" else None
+    with connect(coordinator.control) if sys.argv[1] == "attached" else nullcontext(coordinator) as asked:
+        print(coordinator.listen, flush=True)
+        cohort = asked.get_participants(100, timeout=60)
+        answers = cohort.stream(instruction("echo", payload=bytes({SHARE_SIZE})), timeout=60)
+        with answers:
+            arriving = iter(answers)
+            next(arriving)
+            while answers.progress.answered < 100:
+                time.sleep(0.01)
+            assert len(list(arriving)) == 99, str(answers)
+"""
+
+
+@pytest.mark.parametrize("how", ["embedded", "attached"])
+def test_more_large_answers_than_files_may_be_open_by_default(devices: Devices, how: str) -> None:
+    """They wait for somebody who is slow to fetch them."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FEW_FILES, how], stdout=subprocess.PIPE, text=True
+    ) as script:
+        assert script.stdout is not None
+        try:
+            listen = script.stdout.readline().strip()
+            devices.join(listen, 100)
+            assert script.wait(3 * PATIENCE) == 0
+        finally:
+            script.kill()
 
 
 def test_results_outlive_the_worker_that_they_came_through(devices: Devices) -> None:
