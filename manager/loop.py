@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from manager.errors import Closed
+from protos.forks import REMEDY
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ class LoopThread:
         """
         if os.getpid() != self._pid:
             coroutine.close()
-            raise Closed("this belongs to the process that was forked; connect anew in the child")
+            raise Closed(f"this belongs to the process that was forked: {REMEDY}")
         if self.is_current:
             coroutine.close()
             raise RuntimeError(

@@ -14,6 +14,7 @@ import grpc.aio
 
 from participant_sdk.address import is_local
 from protos.chunks import MAX_FRAME_SIZE
+from protos.forks import check_process
 
 CONNECT: Final = "/muster.stream.v1.ParticipantManager/Connect"
 
@@ -43,6 +44,7 @@ def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.
     Made anew for each attempt, so that gRPC's own connection backoff never adds to ours, and renewed
     certificates are used.
     """
+    check_process()
     # gRPC would go through a proxy (http_proxy) to loopback, too, with a token in plaintext.
     options = (*_OPTIONS, ("grpc.enable_http_proxy", int(not is_local(address))))
     if credentials is None:

@@ -17,6 +17,7 @@ from coordinator.control.server import CONTROL_OPTIONS
 from coordinator.control_address import ControlAddress, UnixAddress, is_local, parse, target
 from coordinator.errors import CredentialsError
 from protos.bearer import Metadata, Token, TokenError, bearer
+from protos.forks import check_process
 from protos.tls import SPEAKS_NO_TLS, TLS, WANTED, TLSError, diagnose
 
 _ROOT = 0
@@ -94,6 +95,7 @@ class Access:
         return found
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
+        check_process()
         if isinstance(self.address, UnixAddress):
             self._check_owner(self.address)
         if self.tls is None:

@@ -42,6 +42,7 @@ from manager.serving.open_sockets import OpenSockets
 from manager.serving.refused import Refused
 from protos import control_pb2
 from protos.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
+from protos.forks import check_process
 
 PAGE = 500
 """Participants per page of ListParticipants."""
@@ -236,6 +237,7 @@ class ControlServer:
 
     async def start(self, address: ControlAddress) -> None:
         """Raises AddressInUse or StartError if it can't listen there, or its files can't be used."""
+        check_process()
         settings = self._settings
         try:
             if settings.control_tokens is not None:

@@ -24,6 +24,7 @@ from manager.serving.open_sockets import AVAILABLE, OpenSockets
 from manager.serving.servicer import Servicer
 from manager.timeouts import CLOSE_TIMEOUT
 from protos.chunks import MAX_FRAME_SIZE
+from protos.forks import check_process
 
 MIN_PING_INTERVAL = 5.0
 """Seconds between two pings of a participant that is just bearable. It is told to ping every 10 s, whatever
@@ -87,6 +88,7 @@ class Endpoint:
 
         Raises StartError if the address can't be bound, or files of certificates or tokens can't be used.
         """
+        check_process()
         try:
             self._security.check(address)
             self._secure(self._security)
