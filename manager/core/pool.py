@@ -143,7 +143,7 @@ class Pool:
     def move(self, member: Member, now: float) -> float:
         """The member has been told to reconnect. Returns until when it is expected back (``missing``).
 
-        It keeps its lease, but nobody else gets it meanwhile.
+        Callers get it all the same, but nobody leases it meanwhile.
         """
         self._last_return = max(self._last_return, now) + 1 / self.returns_per_second
         del self._members[member.key]
@@ -253,10 +253,10 @@ class Pool:
         grants: list[Grant] = []
         free = idle = None
         for request in list(self._waiting.values()):
-            if len(self._members) < request.minimum and not leases_wait:
+            if len(self._members) + len(self._moving) < request.minimum and not leases_wait:
                 continue  # without a look at each: thousands may be joining just now
             if free is None or idle is None:  # once for all requests
-                free = [member for member in self._members.values() if member.lease is None]
+                free = [member for member in self._known() if member.lease is None]
                 idle = [member for member in free if not member.work.tag] if leases_wait else []
             eligible = _matching(idle if request.exclusive else free, request.where)
             if len(eligible) >= request.minimum:
@@ -281,8 +281,10 @@ class Pool:
                 del self._waiting[request.id]
                 self._changed = True
                 by_worker = Counter(member.worker for member in self._eligible(request))
-                taken = len(self.matching(request.where)) - by_worker.total()
-                shortages.append(Shortage(request, by_worker, taken, len(self), now - request.asked_at))
+                matching = sum(_matches(member, request.where) for member in self._known())
+                taken = matching - by_worker.total()
+                known = len(self._members) + len(self._moving)
+                shortages.append(Shortage(request, by_worker, taken, known, now - request.asked_at))
         return shortages
 
     @property
@@ -293,10 +295,16 @@ class Pool:
             deadlines.append(max(next(iter(self._moving.values()))[1], self._missed_from))
         return min(deadlines, default=None)
 
+    def _known(self) -> Iterator[Member]:
+        """Those that move included: callers notice nothing of it, for calls wait until they are back."""
+        yield from self._members.values()
+        for member, _ in self._moving.values():
+            yield member
+
     def _eligible(self, request: Request) -> list[Member]:
         return [
             member
-            for member in self._members.values()
+            for member in self._known()
             if member.lease is None
             and not (request.exclusive and member.busy)
             and _matches(member, request.where)

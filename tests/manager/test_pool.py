@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.core.members import Member, work_on
+from manager.core.members import IDLE, MOVING, Member, work_on
 from manager.core.pool import RETURN_TIME, RETURN_TIME_ANEW, Pool, Request
 from manager.liveness import AWAY_TIME
 from tests.manager.support import make_member
@@ -396,13 +396,15 @@ def test_who_moves_is_not_in_the_pool_but_still_known() -> None:
     assert not member.gone
 
 
-def test_who_moves_is_granted_to_nobody_until_it_is_back() -> None:
+def test_who_moves_is_leased_to_nobody_until_it_is_back_but_calls_may_wait_for_it() -> None:
     member = make_member(1, "a")
     pool = make_pool(member)
     pool.move(member, 0.0)
-    assert ask(pool, make_request(1, 1), make_lease(2, 1)) == {}
+    member.turn_to(work_on(MOVING, None))  # as the table of calls does
+    assert ask(pool, make_request(1, 1), make_lease(2, 1)) == {1: [member]}
     assert pool.back(make_member(2, "a", worker=3)) is member
-    assert [grant.members for grant in pool.serve()] == [[member], [member]]
+    member.turn_to(IDLE)
+    assert serve(pool) == {2: [member]}
 
 
 def test_it_is_the_same_member_in_another_seat() -> None:

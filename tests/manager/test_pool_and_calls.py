@@ -115,7 +115,7 @@ class Machine(RuleBasedStateMachine):
         self.serve()
 
     def serve(self) -> None:
-        free = {member: member.lease is None for member in self.pooled}
+        free = {member: member.lease is None for member in [*self.pooled, *self.moving]}
         waited_before = dict(self.waiting)
         granted: list[Request] = []
         for grant in self.pool.serve():
@@ -124,14 +124,13 @@ class Machine(RuleBasedStateMachine):
             assert len(set(members)) == len(members) >= request.minimum
             assert request.maximum is None or len(members) <= request.maximum
             for member in members:
-                assert member in self.pooled, "who isn't there was given to somebody"
+                assert member in free, "who isn't there was given to somebody"
+                assert not request.exclusive or member not in self.moving, "one that moves was leased"
                 assert matches(member, request.where)
                 assert free[member], "a leased member was given to somebody else"
                 assert not request.exclusive or member not in self.working, "a busy member was leased"
             if not request.exclusive and request.maximum is None and request.minimum:
-                assert len(members) == sum(
-                    free[member] and matches(member, request.where) for member in self.pooled
-                )
+                assert len(members) == sum(free[member] and matches(member, request.where) for member in free)
             if request.exclusive:
                 self.leases[request.id] = set(members)
                 for member in members:
@@ -159,8 +158,8 @@ class Machine(RuleBasedStateMachine):
         return sum(
             member.lease is None
             and matches(member, request.where)
-            and not (request.exclusive and member in self.working)
-            for member in self.pooled
+            and not (request.exclusive and (member in self.working or member in self.moving))
+            for member in [*self.pooled, *self.moving]
         )
 
     def leave_pool(self, member: Member) -> None:
@@ -513,7 +512,7 @@ class Machine(RuleBasedStateMachine):
         assert [shortage.request for shortage in shortages] == due
         assert [shortage.error().matching for shortage in shortages] == available
         for shortage in shortages:
-            assert shortage.pooled == len(self.pooled)
+            assert shortage.pooled == len(self.pooled) + len(self.moving)
             assert shortage.waited == self.now - shortage.request.asked_at
             del self.waiting[shortage.request.id]
         self.carry_out()

@@ -229,9 +229,13 @@ def test_a_training_notices_nothing_of_a_rolling_restart(tmp_path: Path) -> None
         before = [worker["pid"] for worker in coordinator.status()["workers"]]
         with training.going_on():
             eventually(lambda: training.rounds > 3)
-            output = command(
-                "coordinator", "restart-workers", f"--control={coordinator.control}", patience=120
-            )
+            arguments = ["coordinator", "restart-workers", f"--control={coordinator.control}"]
+            with ThreadPoolExecutor(1) as threads:
+                restarting = threads.submit(command, *arguments, patience=120)
+                found = {30}
+                while not restarting.done():
+                    found.add(len(connection.get_participants(1, timeout=PATIENCE)))
+            output = restarting.result()
             rounds = training.rounds
             eventually(lambda: training.rounds > rounds + 3)
         status = coordinator.status()
@@ -240,6 +244,7 @@ def test_a_training_notices_nothing_of_a_rolling_restart(tmp_path: Path) -> None
         assert [worker["incarnation"] for worker in status["workers"]] == [2, 2, 2]
         assert training.kinds == {"results": 30 * training.rounds, "others": 0}
         assert set(training.times) == {1}, "a participant was given an instruction twice"
+        assert found == {30}, "who moves was missed by one who asks anew in each round"
 
 
 def test_a_worker_that_is_told_to_stop_costs_a_training_nothing(tmp_path: Path) -> None:
