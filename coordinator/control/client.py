@@ -359,16 +359,17 @@ class Link:
             call.waiter.set_result(None)
 
     def _member(self, participant: control_pb2.Participant) -> Member:
-        member = self._members.get(participant.key)
-        if member is None:
-            member = self._members[participant.key] = Member(
-                key=participant.key,
-                participant_id=participant.id,
-                attributes=dict(participant.attributes),
-                worker=participant.worker,
-                session=0,
-                peer=participant.peer,
-            )
+        told = Member(
+            key=participant.key,
+            participant_id=participant.id,
+            attributes=dict(participant.attributes),
+            worker=participant.worker,
+            session=0,
+            peer=participant.peer,
+        )
+        member = self._members.setdefault(participant.key, told)
+        if member is not told:
+            member.seat(told)  # it may have moved since
         return member
 
     def _fail(self, error: MusterError) -> None:

@@ -53,7 +53,7 @@ class _Proxy:
 
     @property
     def worker(self) -> int:
-        """The index of the worker that holds its stream."""
+        """The index of the worker that holds its stream; to an attached script, as of its last cohort."""
         return self._member.worker
 
     @property

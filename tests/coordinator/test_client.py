@@ -115,6 +115,27 @@ async def test_a_state_of_a_call_that_was_given_up_is_let_go_of(harness: Harness
 
 
 @with_harness
+async def test_who_has_moved_is_the_same_member_where_it_is_now(harness: Harness) -> None:
+    """A script hears of that when it is given the participant again."""
+
+    async def granted(**fields: Any) -> Member:
+        asking = asyncio.ensure_future(harness.link.acquire(1, None, {}, None, exclusive=False))
+        await asyncio.sleep(0)
+        (number,) = harness.link._requests
+        participant = control_pb2.Participant(key=7, id="p", **fields)
+        harness.hear(granted=[control_pb2.Granted(id=number, participants=[participant])])
+        (member,) = (await asking).members
+        return member
+
+    member = await granted(worker=0, peer="before", attributes={"battery": "full", "region": "eu"})
+    assert (member.worker, member.peer) == (0, "before")
+    assert await granted(worker=1, peer="after", attributes={"battery": "low"}) is member
+    assert (member.worker, member.peer, member.attributes) == (1, "after", {"battery": "low"})
+    harness.hear(gone=[7])
+    assert member.gone
+
+
+@with_harness
 async def test_progress_is_what_was_told_and_exact_at_the_end(harness: Harness) -> None:
     call = harness.reduce()
     harness.hear(advanced=[control_pb2.Advanced(call=call.id, answered=2, bytes=30)])
