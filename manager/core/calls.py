@@ -346,9 +346,12 @@ class CallTable(Assignments):
             return
         decision = shares.decide()
         call.states = decision.states
+        refusals: dict[str, Answer] = {}  # of few kinds, but of any number of participants and tensors
         for index, schema in decision.others:
-            text = describe_mismatch(decode_schema(schema), decode_schema(decision.schema))
-            self._settle(call, index, (OutcomeKind.FAILURE, refusal(text)))
+            if schema not in refusals:
+                text = describe_mismatch(decode_schema(schema), decode_schema(decision.schema))
+                refusals[schema] = (OutcomeKind.FAILURE, refusal(text))
+            self._settle(call, index, refusals[schema])
         for index in decision.given_up:
             self._settle(call, index, (OutcomeKind.FAILURE, refusal(GIVEN_UP)))
         self._settle_all(call, decision.indices, _FOLDED)

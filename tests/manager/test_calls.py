@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import cast
+from unittest import mock
 
 import pytest
 
@@ -13,7 +14,7 @@ from manager.core.calls import CallTable
 from manager.core.members import Member
 from manager.core.roster import Roster
 from manager.payloads.blobs import CAN_SHARE, Blob, Payload, view_of
-from manager.reducing.schema import encode_schema
+from manager.reducing.schema import decode_schema, encode_schema
 from manager.reducing.shares import Folded, Group, Partial, Reduction
 from protos import stream_pb2
 from protos.messages import failure, result
@@ -769,6 +770,28 @@ def test_results_that_have_other_tensors_than_most_are_failures() -> None:
     partial(table, call, 0, *groups)
     assert kinds(call) == [OutcomeKind.RESULT, OutcomeKind.FAILURE, OutcomeKind.RESULT]
     assert call.states == [b"state"]
+
+
+def test_how_tensors_differ_is_worked_out_once_for_all_who_sent_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There may be thousands of tensors, and as many participants, for all of whom others wait meanwhile."""
+    decoded = mock.Mock(wraps=decode_schema)
+    monkeypatch.setattr("manager.core.calls.decode_schema", decoded)
+    table, members = CallTable(), make_members(100)
+    call = reduce(table, members)
+    fold(table, call, *members)
+    kinds_of = {SCHEMA: members[:50], OTHER_SCHEMA: members[50:80], encode_schema(()): members[80:]}
+    groups = [Group(kind, [m.session for m in those], b"state") for kind, those in kinds_of.items()]
+    partial(table, call, 0, *groups)
+    texts = [
+        stream_pb2.ParticipantMessage.FromString(cast(bytes, answer)).failure.text
+        for _, answer in cast(list[Answer], call.outcomes)
+    ]
+    assert (texts[0], texts[49]) == ("", "")
+    assert set(texts[50:80]) == {"tensor 'w' has shape (3,) where most have (2,)"}
+    assert set(texts[80:]) == {"tensor 'w' is missing"}
+    assert decoded.call_count <= 2 * len(groups)
 
 
 def test_who_does_not_answer_with_a_result_is_told_of_one_by_one() -> None:
