@@ -61,6 +61,7 @@ class Stream:
         )
         self._verdict = Ending(self._call)
         self._assembler: Assembler[bytes | memoryview] = Assembler(in_one_buffer if slicing else in_memory)
+        self._turn_to_read = asyncio.Lock()
         self._turn_to_write = asyncio.Lock()
         self._reading: asyncio.Task[ReceivedMessage] | None = None
         self._writing: set[asyncio.Task[None]] = set()
@@ -76,15 +77,14 @@ class Stream:
             raise await self._end(error) from None
 
     async def read(self) -> ReceivedMessage:
-        """The next message. Raises a ParticipantError once there will be none any more."""
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read())
-        reading = self._reading
-        # gRPC cancels the whole call when a read is cancelled, hence the task and the shield.
-        await asyncio.wait([reading])
-        if self._reading is reading:
-            self._reading = None
-        return reading.result()
+        """The next message, which nobody else gets. Raises a ParticipantError once there will be none."""
+        async with self._turn_to_read:
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read())
+            # gRPC cancels the whole call when a read is cancelled, hence the task, which the next one finds.
+            await asyncio.wait([self._reading])
+            reading, self._reading = self._reading, None
+            return reading.result()
 
     async def write(self, data: bytes | memoryview) -> None:
         """Sends a serialised ParticipantMessage; returns when it is handed to the network.
@@ -129,7 +129,8 @@ class Stream:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._call = None
-        await self._channel.close()
+        async with self._turn_to_read:  # all who waited for theirs have learnt of it
+            await self._channel.close()
 
     def _open_call(self) -> grpc.aio.StreamStreamCall[bytes, bytes]:
         if self._call is None:

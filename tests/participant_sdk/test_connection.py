@@ -353,6 +353,60 @@ def test_mistakes_are_told_at_once(connect: Open) -> None:
     run(scenario())
 
 
+def test_each_message_is_consumed_once(connect: Open) -> None:
+    """However many wait for it: here two, of whom each takes what comes and answers it."""
+    names = ["a", "b", "c", "d"]
+    consumed: list[tuple[int, str]] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.receive()
+        for name in names:
+            assert (await peer.ask(name)).result.status == name
+        await peer.end(grpc.StatusCode.UNAVAILABLE, "that was all")
+
+    async def scenario() -> None:
+        with ScriptedCoordinator(script) as coordinator:
+            async with connect(coordinator.address) as (consume, dispatch):
+
+                async def serve(who: int) -> None:
+                    with pytest.raises(ConnectionLost, match="that was all"):  # noqa: PT012
+                        while True:
+                            name = (await consume()).instruction.name
+                            consumed.append((who, name))
+                            await dispatch(result(status=name))
+
+                serving = [asyncio.ensure_future(serve(who)) for who in range(2)]
+                await dispatch(EMPTY)
+                await asyncio.gather(*serving)
+        assert [name for _, name in consumed] == names
+
+    run(scenario())
+
+
+def test_whoever_waits_next_gets_the_message_of_a_cancelled_consume() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.receive()
+        for name in ("first", "second"):
+            await peer.ask(name)
+        await peer.expect_leave()
+
+    async def scenario() -> None:
+        with ScriptedCoordinator(script) as coordinator:
+            async with aio.connection(coordinator.address) as (consume, dispatch):
+                waiting = [asyncio.ensure_future(consume()) for _ in range(4)]
+                await asyncio.sleep(0)
+                for given_up in (0, 2):
+                    waiting[given_up].cancel()
+                await dispatch(EMPTY)
+                for number, name in ((1, "first"), (3, "second")):
+                    assert (await waiting[number]).instruction.name == name
+                    await dispatch(EMPTY)
+            assert waiting[0].cancelled()
+            assert waiting[2].cancelled()
+
+    run(scenario())
+
+
 def test_a_cancelled_consume_loses_nothing() -> None:
     cancelled = threading.Event()
 
