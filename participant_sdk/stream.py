@@ -84,7 +84,7 @@ class Stream:
             # gRPC cancels the whole call when a read is cancelled, hence the task, which the next one finds.
             await asyncio.wait([self._reading])
             reading, self._reading = self._reading, None
-            return reading.result()
+            return self._result(reading)
 
     async def write(self, data: bytes | memoryview) -> None:
         """Sends a serialised ParticipantMessage; returns when it is handed to the network.
@@ -93,7 +93,7 @@ class Stream:
         """
         writing = self.send(data)
         await asyncio.wait([writing])
-        writing.result()
+        self._result(writing)
 
     def send(self, data: bytes | memoryview) -> asyncio.Task[None]:
         """The same without waiting. Messages go out one after the other, in the order of the calls."""
@@ -136,6 +136,12 @@ class Stream:
         if self._call is None:
             raise self._over()
         return self._call
+
+    def _result(self, task: asyncio.Task[T]) -> T:
+        """Of a task of our own that is done. That ``close`` cancelled it is no cancellation of who waited."""
+        if task.cancelled() and self._closed:
+            raise self._over()
+        return task.result()
 
     def _over(self) -> ConnectionClosed:
         return ConnectionClosed(f"the stream to {self.address} is closed", "connect again to go on")

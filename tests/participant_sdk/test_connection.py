@@ -25,6 +25,7 @@ from participant_sdk import (
     aio,
     client,
 )
+from participant_sdk.stream import Stream
 from protos import stream_pb2
 from protos.chunks import WHOLE_SIZE
 from protos.messages import instruction, result
@@ -349,6 +350,74 @@ def test_mistakes_are_told_at_once(connect: Open) -> None:
                 await dispatch({})
         with pytest.raises(ConnectionClosed, match="isn't open"):
             await consume()
+
+    run(scenario())
+
+
+class Begun:
+    """Tells when a stream first does this."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str, times: int = 1) -> None:
+        do = getattr(Stream, method)
+        self._times = times
+        self._event = threading.Event()
+
+        def begin(*arguments: Any) -> Any:
+            self._times -= 1
+            if self._times == 0:
+                self._event.set()
+            return do(*arguments)
+
+        monkeypatch.setattr(Stream, method, begin)
+
+    async def __call__(self) -> None:
+        assert await asyncio.to_thread(self._event.wait, PATIENCE)
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_who_waits_in_consume_is_told_that_the_connection_was_closed(
+    connect: Open, speaks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than cancelled, which it was not."""
+    both_wait = Begun(monkeypatch, "read", times=2)
+
+    async def script(peer: Peer) -> None:
+        with suppress(StopAsyncIteration):
+            await peer.receive()
+            await peer.expect_leave()
+
+    async def scenario() -> None:
+        scripted = ScriptedCoordinator(script)
+        if not speaks:
+            scripted._all_done.set()  # it may never hear of the stream
+        with scripted as coordinator:
+            async with connect(coordinator.address) as (consume, dispatch):
+                if speaks:
+                    await dispatch(EMPTY)
+                waiting = [asyncio.ensure_future(consume()) for _ in range(2)]
+                await both_wait()
+            for each in waiting:
+                with pytest.raises(ConnectionClosed):
+                    await each
+
+    run(scenario())
+
+
+def test_who_waits_in_dispatch_is_told_that_the_connection_was_closed(
+    connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("participant_sdk.stream.LEAVE_TIMEOUT", 0.05)
+    both_written = Begun(monkeypatch, "write", times=2)
+
+    async def scenario() -> None:
+        with ScriptedCoordinator(Forever()) as coordinator:
+            async with connect(coordinator.address) as (_, dispatch):
+                await dispatch(EMPTY)
+                large = result(payload=bytes(20 * WHOLE_SIZE))  # more than fits in between
+                waiting = asyncio.ensure_future(dispatch(large))
+                await both_written()
+            with pytest.raises(ConnectionClosed):
+                await waiting
 
     run(scenario())
 
