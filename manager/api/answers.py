@@ -218,6 +218,10 @@ class Answers(_Answers[B]):
         async def close() -> None:
             self._answers.close()
 
+        if self._loop.is_current:  # a garbage collection has found it here, perhaps amid another event
+            with contextlib.suppress(RuntimeError):  # the loop is being closed, and so the call is over
+                asyncio.get_running_loop().call_soon(self._answers.close)
+            return
         with contextlib.suppress(Closed):  # then the call has ended, too
             self._loop.run(close())
 

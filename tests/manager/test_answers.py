@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from manager.api.answers import AsyncAnswers
+from manager.api.answers import Answers, AsyncAnswers
 from manager.core.call import Call, Send
 from manager.core.dispatcher import Dispatcher
 from manager.core.members import Member
 from manager.errors import Closed
+from manager.loop import LoopThread
 from manager.payloads.blobs import CAN_SHARE, Blob, Payload
 from protos import stream_pb2
 from protos.messages import failure, result
@@ -200,3 +201,35 @@ async def test_what_is_left_when_everything_is_closed_is_lost(harness: Harness) 
         harness.dispatcher.close()
         assert [proxy async for proxy, _ in answers] == [harness.members[0]]
     assert harness.named == [[0], [], [1, 2], [], []]
+
+
+def test_an_iterator_that_is_collected_on_the_loop_gives_the_call_up_once_it_may() -> None:
+    """Not at once: the garbage collector may come amid anything."""
+    loop = LoopThread("test")
+    iterators: list[Iterator[Any]] = []
+
+    async def begin() -> Harness:
+        return Harness()
+
+    async def answer() -> None:
+        harness.answers._begin()
+        harness.answer(1)
+
+    async def collect() -> int:
+        iterators.clear()
+        return len(harness.dispatcher.calls)
+
+    async def end() -> int:
+        running = len(harness.dispatcher.calls)
+        harness.dispatcher.close()
+        return running
+
+    harness = loop.run(begin())
+    answers: Answers[Any] = Answers(harness.answers, loop)
+    loop.run(answer())
+    iterators.append(iter(answers))
+    assert next(iterators[0]) == (harness.members[1], RESULT)
+    assert loop.run(collect()) == 1
+    assert loop.run(end()) == 0
+    assert harness.named == [[1], [], [], [], [0, 2]]
+    loop.close()
