@@ -98,7 +98,7 @@ class Participants(Generic[B]):
         check_factory(participant_proxy_factory)
         self._factory = participant_proxy_factory or cast(Callable[[Handle], B], ParticipantProxy)
         self._loop = loop
-        self._making = threading.Lock()
+        self._making = threading.RLock()  # a signal handler may come in between, and ask too
 
     def _get_backend(self) -> Backend:
         raise NotImplementedError
@@ -173,7 +173,9 @@ class Participants(Generic[B]):
         with self._making:
             if member.proxy is None:
                 handle = Handle(member, self._get_backend(), self._loop)
-                member.proxy = _made(self._factory(handle), ParticipantProxy)
+                made = _made(self._factory(handle), ParticipantProxy)
+                if member.proxy is None:  # else a signal handler has been given one meanwhile
+                    member.proxy = made
             return cast(B, member.proxy)
 
 
