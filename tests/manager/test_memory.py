@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from manager.payloads.blobs import SHARE_SIZE, Blob, open_shared
 from manager.payloads.memory import MOST_RESTING, REST_TIME, Memory, can_tell
 from protos.frames import Shared
-from tests.support import collect_garbage
+from tests.support import PATIENCE, collect_garbage
 
 pytestmark = pytest.mark.skipif(not can_tell(), reason="this system doesn't know who reads memory")
 
@@ -224,6 +226,71 @@ def test_several_threads_at_once_get_different_pieces(memory: Subject) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+class Interrupting:
+    """A lock in which something else happens once, in the thread that has just got it."""
+
+    def __init__(self, lock: threading.Lock, then: Callable[[], object]) -> None:
+        self._lock = lock
+        self._then: Callable[[], object] | None = then
+
+    def acquire(self, blocking: bool = True) -> bool:
+        got = self._lock.acquire(blocking)
+        if got and self._then is not None:
+            then, self._then = self._then, None
+            then()
+        return got
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.mark.parametrize("meanwhile", ["take", "give back", "forget"])
+def test_a_garbage_collection_may_give_it_back_in_the_thread_that_has_the_lock(meanwhile: str) -> None:
+    collect_garbage()
+    memory = Subject()
+    kept = [shared(memory, b"a" * SIZE)]
+    cycle: list[Any] = [shared(memory, b"b" * SIZE)]
+    cycle.append(cycle)
+    del cycle
+    steps: dict[str, Callable[[], object]] = {
+        "take": lambda: kept.append(shared(memory, b"c" * SIZE)),
+        "give back": kept.clear,
+        "forget": memory.forget,
+    }
+    before = memory.resting
+    memory._lock = Interrupting(memory._lock, gc.collect)  # type: ignore[assignment]
+    thread = threading.Thread(target=steps[meanwhile], daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "it waits for itself"
+    kept.clear()
+    assert memory.resting >= before + 2 * SIZE
+    memory.end()
+
+
+def test_what_rests_is_not_lost_while_no_file_can_be_opened(memory: Subject) -> None:
+    blobs = [shared(memory, bytes(SIZE)) for _ in range(3)]
+    descriptors = {blob.descriptor for blob in blobs}
+    blobs.clear()
+    rests = memory.resting
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        payloads = [memory.share(bytes(SIZE)) for _ in range(5)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not any(isinstance(payload, Blob) for payload in payloads)
+    assert memory.resting == rests
+    blobs = [shared(memory, bytes(SIZE)) for _ in range(3)]
+    assert {blob.descriptor for blob in blobs} == descriptors
 
 
 steps = st.lists(
