@@ -1,4 +1,4 @@
-"""Reducers of our own, for the workers to import. All but the first can't do what they must."""
+"""Reducers of our own, for the workers to import. All but the first two can't do what they must."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ class Median(Reducer):
 
     def finish(self) -> Contribution:
         return Contribution({"x": np.array([np.median(self._values)])}, {}, 0.0)
+
+
+class Trimmed(Median):
+    """Takes whatever it is given for an option, also what can't be sent to the workers."""
+
+    def __init__(self, *, trim: object = 0) -> None:
+        super().__init__()
 
 
 class Stateless(Median):
@@ -84,5 +91,7 @@ class Slow(Median):
         super().fold(contribution)
 
 
-REDUCERS = [f"{__name__}:{name}" for name in ("Median", "Stateless", "Complex", "Nothing", "Picky")]
+REDUCERS = [
+    f"{__name__}:{name}" for name in ("Median", "Trimmed", "Stateless", "Complex", "Nothing", "Picky")
+]
 """What may be named in the tests."""

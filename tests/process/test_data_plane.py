@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from manager.reducing.batch import MAX_GROUPS
 from manager.reducing.reducers import Contribution, Reducer
 from manager.serving.folding import INLINE_SIZE
 from protos import stream_pb2
-from protos.messages import failure
+from protos.messages import Plain, ScalarError, failure
 from protos.messages import result as result_message
 from protos.tensors import to_arrays
 from tests.process.conftest import Echo, Served
@@ -365,6 +365,20 @@ def test_a_reducer_or_an_option_that_does_not_exist_is_refused_at_once(
     with pytest.raises(ValueError, match="timeout"):
         cohort.reduce(message, timeout=-1.0)
     assert not joined[0].received
+
+
+@pytest.mark.parametrize("trim", [None, [1, 2], 2**63], ids=["None", "list", "65 bits"])
+def test_an_option_that_can_not_be_sent_is_refused_at_once_and_nobody_is_busy(
+    served: Served, devices: Devices, trim: object
+) -> None:
+    joined, cohort = gather(served, devices, 6)
+    message = tensors({"x": np.ones(1)})
+    with pytest.raises(ScalarError, match="'trim'"):
+        cohort.reduce(message, own("Trimmed"), PATIENCE, trim=cast(Plain, trim))
+    assert not any(device.received for device in joined)
+    with served.manager.lease(6, timeout=0):  # so all are idle
+        reduced = cohort.reduce(message, own("Trimmed"), PATIENCE, trim=2)
+    assert len(reduced.folded) == 6
 
 
 def test_a_reducer_that_is_not_allowed_is_everybodys_failure_which_says_how_to_allow_it(
