@@ -11,6 +11,7 @@ folding.py        folds results as they arrive
 verdicts.py       how this side ends a stream
 refusals.py       ends the streams of those who may not stay
 overdue.py        which streams have been waited for too long
+turns.py          how much that takes long is begun in one turn of the event loop
 admission.py ★    who may join now, and when the others are told to come back
 crowds.py ★       how many streams one address may have
 connections.py ★  which connections without a stream are closed

@@ -2,7 +2,8 @@
 
 Messages pass through as opaque bytes: only the first message (a hello) is parsed, and chunks. What happens is
 told to a ``Sink``: in a worker the link to the coordinator (worker.py), in a single process the dispatcher
-(server.py). Who may join, admission.py decides; how long streams may keep others waiting, overdue.py.
+(server.py). Who may join, admission.py decides; how long streams may keep others waiting, overdue.py; when
+the loop has done enough for one turn, turns.py.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from manager.serving.refusals import Refusals
 from manager.serving.refused import Cause, Refused
 from manager.serving.session import Action, BreachError, Session, State
 from manager.serving.stream import Stream
+from manager.serving.turns import TAKES_LONG, Turns
 from manager.serving.verdicts import (
     CHUNK_TIMEOUT,
     LEAVE_TIMEOUT,
@@ -58,34 +60,6 @@ SERVICE = "muster.stream.v1.ParticipantManager"
 SILENT_TIME: Final = 5.0
 """Seconds after which a stream on which nothing was ever said has to make room for others, when there is
 none."""
-
-
-TAKES_LONG: Final = 16 * 1024
-"""Bytes of a message from which on it may take milliseconds to look at, or to fold in."""
-
-
-class Turns:
-    """Lets nobody begin with anything long in a turn of the loop that has lasted long already: of a thousand
-    answers that are all there at once each would be one more without a heartbeat."""
-
-    LONG = 0.02
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._over = 0.0
-
-    async def wait(self) -> None:
-        while True:
-            now = time.monotonic()
-            if not self._over:
-                self._over = now + self.LONG
-                self._loop.call_soon(self._next)
-            if now < self._over:
-                return
-            await asyncio.sleep(0)
-
-    def _next(self) -> None:
-        self._over = 0.0
 
 
 class TooLargeError(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from manager.core.members import Member
 
@@ -29,6 +29,25 @@ class LoopClock:
         for _ in range(round(seconds / STEP)):
             self.jump(STEP)
             await settled()
+
+
+class TurnWatch:
+    """Counts the turns of the loop that runs, and sees how long the longest was by this clock."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._last = clock()
+        self.turns = 0
+        self.longest = 0.0
+        self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        now = self._clock()
+        self.turns += 1
+        self.longest = max(self.longest, now - self._last)
+        self._last = now
+        self._loop.call_soon(self._turn)
 
 
 async def settled() -> None:

@@ -25,11 +25,12 @@ from manager.serving.incoming import LEAST_CHUNK, MAX_HELLO
 from manager.serving.refused import Cause
 from manager.serving.servicer import SILENT_TIME, Servicer
 from manager.serving.stream import Stream
+from manager.serving.turns import LONG, TAKES_LONG, Turns
 from manager.serving.verdicts import LEAVE_TIMEOUT, EndReason
 from protos import messages, stream_pb2
 from protos.chunks import CHUNK_SIZE, Pieces
 from protos.envelope import Kind
-from tests.manager.support import LoopClock, settled
+from tests.manager.support import LoopClock, TurnWatch, settled
 
 FILES = 1024
 LEAVE = stream_pb2.ParticipantMessage(leave=stream_pb2.Leave()).SerializeToString()
@@ -511,6 +512,41 @@ async def test_a_slow_message_has_all_the_time_it_needs_as_long_as_it_moves() ->
     await clock.passes(1.0)  # idle for as long as it likes
     assert not participant.task.done()
     assert len(served.servicer._overdue) == 0
+    await served.close()
+
+
+# Many answers at once
+
+
+@on_a_loop
+async def test_large_answers_that_are_there_at_once_take_turns_and_small_ones_do_not_wait_for_them() -> None:
+    clock, time = LoopClock(), asyncio.get_running_loop().time
+    served = Served()
+    served.servicer._turns = Turns(time)
+    take = served.sink.answered
+
+    def take_long(stream: Stream, answer: Payload, kind: Kind) -> None:
+        take(stream, answer, kind)
+        clock.jump(LONG / 4 if len(answer) > TAKES_LONG else 0)
+
+    served.sink.answered = take_long  # type: ignore[method-assign]
+    streams = [(await served.joined())[1] for _ in range(60)]
+    for stream in streams:
+        assert stream.instruct(1, [INSTRUCTION])
+    await settled()
+    answered = len(served.sink.events)
+    watch = TurnWatch(time)
+    large = messages.result(payload=bytes(TAKES_LONG)).SerializeToString()
+    for participant in served.participants[:50]:
+        participant.say(large)
+    for participant in served.participants[50:]:
+        participant.say(b"")
+    while len(served.sink.events) < answered + 60:  # noqa: ASYNC110 - turn by turn
+        await asyncio.sleep(0)
+    events = served.sink.events[answered:]
+    assert watch.longest <= 2.5 * LONG
+    assert [event[1] for event in events if event[2] is Kind.RESULT] == [each.id for each in streams[:50]]
+    assert [event[2] for event in events[:15]].count(Kind.EMPTY) == 10
     await served.close()
 
 
