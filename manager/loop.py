@@ -62,36 +62,30 @@ class LoopThread:
         An exception in the waiting thread, such as KeyboardInterrupt, cancels the coroutine and waits until
         it has cleaned up; a second one doesn't wait. Raises Closed if the loop has been, or is being, closed.
         """
-        if os.getpid() != self._pid:
-            coroutine.close()
-            raise Closed(f"this belongs to the process that was forked: {REMEDY}")
-        if self.is_current:
-            coroutine.close()
-            raise RuntimeError(
-                "a blocking call was made on Muster's own event loop thread; use the asyncio interface there"
-            )
         tasks: list[asyncio.Task[T]] = []
-        # A bare lock as the gate: an Event or a Future has a critical section of its own, in which a signal
-        # handler that calls here, too, would shut out the loop for ever.
-        gate = threading.Lock()
-        gate.acquire()
-
-        def start() -> None:
-            tasks.append(self._loop.create_task(coroutine))
-            tasks[0].add_done_callback(lambda _: gate.release())
-
-        def cancel() -> None:
-            if tasks:
-                tasks[0].cancel()
-            else:  # it wasn't handed over, after all
-                coroutine.close()
-                gate.release()
-
         handed_over = False
         try:
+            if os.getpid() != self._pid:
+                raise Closed(f"this belongs to the process that was forked: {REMEDY}")
+            if self.is_current:
+                raise RuntimeError(
+                    "a blocking call was made on Muster's own event loop thread; "
+                    "use the asyncio interface there"
+                )
+            # A bare lock as the gate: an Event or a Future has a critical section of its own, in which a
+            # signal handler that calls here, too, would shut out the loop for ever.
+            gate = threading.Lock()
+            gate.acquire()
+
+            def start() -> None:
+                tasks.append(self._loop.create_task(coroutine))
+                tasks[0].add_done_callback(lambda _: gate.release())
+
+            def cancel() -> None:
+                tasks[0].cancel() if tasks else gate.release()
+
             with self._lock:
                 if self._closing:
-                    coroutine.close()
                     raise Closed(
                         "this manager, coordinator or connection has been closed already; make a new one"
                     )
@@ -104,7 +98,10 @@ class LoopThread:
             if handed_over and not (tasks and tasks[0].done()):
                 with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                     self._loop.call_soon_threadsafe(cancel)
-                gate.acquire()
+                while self._thread.is_alive() and not gate.acquire(timeout=_TICK):
+                    pass  # an ended loop opens no gate for what it was never given
+            if not tasks:
+                coroutine.close()
             raise
         return self._result(tasks[0])
 
