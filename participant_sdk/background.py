@@ -64,8 +64,15 @@ def wait_for(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop)
         tasks.append(loop.create_task(coroutine))
         tasks[0].add_done_callback(lambda task: _copy(task, outcome))
 
-    loop.call_soon_threadsafe(start)
+    def cancel() -> None:
+        if tasks:
+            tasks[0].cancel()
+        else:  # it wasn't handed over, after all
+            coroutine.close()
+            outcome.set_exception(concurrent.futures.CancelledError())
+
     try:
+        loop.call_soon_threadsafe(start)  # a Ctrl-C may come on the way out of this
         while True:
             try:
                 return outcome.result(_TICK)
@@ -74,7 +81,7 @@ def wait_for(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop)
                     return outcome.result()
     except BaseException:
         if not outcome.done():
-            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            loop.call_soon_threadsafe(cancel)
             concurrent.futures.wait([outcome])
         raise
 
