@@ -219,7 +219,7 @@ class Dispatcher:
                 elif not waiter.done():
                     waiter.set_result(None)  # not the call: the two would keep each other alive
         if self.pool.waiting:
-            for grant in self.pool.serve():
+            for grant in self.pool.serve(time.monotonic()):
                 request = self._requests.pop(grant.request.id)
                 if not request.done():
                     request.set_result(Acquired(grant.request.id, grant.members))

@@ -29,6 +29,9 @@ RETURN_TIME = 15.0
 """Seconds in which a participant that was told to reconnect is expected back, once its place in the queue of
 those who move is there (admission.py)."""
 
+SOON = 2.0
+"""Seconds in which most of them are. So long callers get them as if they were there."""
+
 RETURN_TIME_ANEW = 45.0
 """The same if there was no worker for them for a while, from when on there is one: by then they may wait for
 up to 30 s between two attempts. It is more if those who find no room are told to come back later still."""
@@ -143,7 +146,7 @@ class Pool:
     def move(self, member: Member, now: float) -> float:
         """The member has been told to reconnect. Returns until when it is expected back (``missing``).
 
-        Callers get it all the same, but nobody leases it meanwhile.
+        It keeps its lease, but nobody else leases it meanwhile.
         """
         self._last_return = max(self._last_return, now) + 1 / self.returns_per_second
         del self._members[member.key]
@@ -241,8 +244,12 @@ class Pool:
 
     # What came of them
 
-    def serve(self) -> list[Grant]:
-        """Grants what can be granted now, in the order of asking."""
+    def serve(self, now: float) -> list[Grant]:
+        """Grants what can be granted now, in the order of asking.
+
+        Who moves doesn't count, but comes along if it is expected back soon: else who asks anew in each round
+        would get a few at a time while workers are restarted.
+        """
         if not self._waiting:
             return []
         # Only leases depend on who is idle, which changes all the time.
@@ -253,14 +260,16 @@ class Pool:
         grants: list[Grant] = []
         free = idle = None
         for request in list(self._waiting.values()):
-            if len(self._members) + len(self._moving) < request.minimum and not leases_wait:
+            if len(self._members) < request.minimum and not leases_wait:
                 continue  # without a look at each: thousands may be joining just now
             if free is None or idle is None:  # once for all requests
-                free = [member for member in self._known() if member.lease is None]
+                free = [member for member in self._members.values() if member.lease is None]
                 idle = [member for member in free if not member.work.tag] if leases_wait else []
             eligible = _matching(idle if request.exclusive else free, request.where)
             if len(eligible) >= request.minimum:
                 del self._waiting[request.id]
+                if not request.exclusive and self._moving:
+                    eligible = eligible + self._back_soon(request.where, now)
                 grants.append(Grant(request, self._take(request, eligible)))
                 if not request.exclusive:
                     continue
@@ -281,10 +290,8 @@ class Pool:
                 del self._waiting[request.id]
                 self._changed = True
                 by_worker = Counter(member.worker for member in self._eligible(request))
-                matching = sum(_matches(member, request.where) for member in self._known())
-                taken = matching - by_worker.total()
-                known = len(self._members) + len(self._moving)
-                shortages.append(Shortage(request, by_worker, taken, known, now - request.asked_at))
+                taken = len(self.matching(request.where)) - by_worker.total()
+                shortages.append(Shortage(request, by_worker, taken, len(self), now - request.asked_at))
         return shortages
 
     @property
@@ -295,16 +302,18 @@ class Pool:
             deadlines.append(max(next(iter(self._moving.values()))[1], self._missed_from))
         return min(deadlines, default=None)
 
-    def _known(self) -> Iterator[Member]:
-        """Those that move included: callers notice nothing of it, for calls wait until they are back."""
-        yield from self._members.values()
-        for member, _ in self._moving.values():
-            yield member
+    def _back_soon(self, where: Mapping[str, str], now: float) -> list[Member]:
+        """Those whose place among those who move was there just now. Calls wait for them."""
+        return [
+            member
+            for member, until in self._moving.values()
+            if now < until - self.return_time + SOON and member.lease is None and _matches(member, where)
+        ]
 
     def _eligible(self, request: Request) -> list[Member]:
         return [
             member
-            for member in self._known()
+            for member in self._members.values()
             if member.lease is None
             and not (request.exclusive and member.busy)
             and _matches(member, request.where)

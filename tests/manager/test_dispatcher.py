@@ -103,10 +103,10 @@ async def test_who_moves_makes_nobody_look_through_all_participants_again() -> N
     looks = 0
     serve = dispatcher.pool.serve
 
-    def counted() -> list[Grant]:
+    def counted(now: float) -> list[Grant]:
         nonlocal looks
         looks += 1
-        return serve()
+        return serve(now)
 
     dispatcher.pool.serve = counted  # type: ignore[method-assign]
     for member in members:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.core.members import IDLE, MOVING, Member, work_on
-from manager.core.pool import RETURN_TIME, RETURN_TIME_ANEW, Pool, Request
+from manager.core.members import Member, work_on
+from manager.core.pool import RETURN_TIME, RETURN_TIME_ANEW, SOON, Pool, Request
 from manager.liveness import AWAY_TIME
 from tests.manager.support import make_member
 
@@ -55,8 +55,8 @@ def ask(pool: Pool, *requests: Request) -> dict[int, list[Member]]:
     return serve(pool)
 
 
-def serve(pool: Pool) -> dict[int, list[Member]]:
-    return {grant.request.id: grant.members for grant in pool.serve()}
+def serve(pool: Pool, now: float = 0.0) -> dict[int, list[Member]]:
+    return {grant.request.id: grant.members for grant in pool.serve(now)}
 
 
 # get_participants
@@ -396,15 +396,36 @@ def test_who_moves_is_not_in_the_pool_but_still_known() -> None:
     assert not member.gone
 
 
-def test_who_moves_is_leased_to_nobody_until_it_is_back_but_calls_may_wait_for_it() -> None:
+def test_who_moves_is_granted_to_nobody_until_it_is_back() -> None:
     member = make_member(1, "a")
     pool = make_pool(member)
     pool.move(member, 0.0)
-    member.turn_to(work_on(MOVING, None))  # as the table of calls does
-    assert ask(pool, make_request(1, 1), make_lease(2, 1)) == {1: [member]}
+    assert ask(pool, make_request(1, 1), make_lease(2, 1)) == {}
     assert pool.back(make_member(2, "a", worker=3)) is member
-    member.turn_to(IDLE)
-    assert serve(pool) == {2: [member]}
+    assert serve(pool) == {1: [member], 2: [member]}
+
+
+def test_who_moves_comes_along_with_those_who_are_there_while_it_is_expected_back_soon() -> None:
+    there, moves = make_member(1, "a"), make_member(2, "b", where=EU)
+    pool = make_pool(there, moves)
+    pool.move(moves, 10.0)
+    for id, request, granted, now in [
+        (1, make_request(1, 1), [there, moves], 10.0),
+        (2, make_request(2, 1, where=EU), None, 10.0),  # nobody is there whom it could come along with
+        (3, make_lease(3, 1), [there], 10.0),
+        (4, make_request(4, 0, 5, where=EU), [moves], 10.0 + SOON - 0.1),
+        (5, make_request(5, 0, 5, where=EU), [], 10.0 + SOON),
+    ]:
+        pool.ask(request)
+        assert serve(pool, now).get(id) == granted
+
+
+def test_who_moves_with_its_lease_comes_along_with_nobody() -> None:
+    there, moves = make_member(1, "a"), make_member(2, "b", where=EU)
+    pool = make_pool(there, moves)
+    ask(pool, make_lease(1, 1, where=EU))
+    pool.move(moves, 0.0)
+    assert ask(pool, make_request(2, 1)) == {2: [there]}
 
 
 def test_it_is_the_same_member_in_another_seat() -> None:
@@ -517,7 +538,7 @@ def test_a_lease_goes_on_while_one_of_its_members_moves() -> None:
     assert pool.back(make_member(3, "a")) is member
     assert ask(pool, make_lease(2, 1)) == {}, "it is still leased"
     pool.release(1)
-    assert [grant.members for grant in pool.serve()] in ([[member]], [[other]])
+    assert serve(pool) in ({2: [member]}, {2: [other]})
 
 
 def test_a_lease_that_ends_while_its_member_moves_is_over_when_that_is_back() -> None:

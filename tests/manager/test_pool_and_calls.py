@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from manager.core.call import Answer, Call, OutcomeKind
 from manager.core.calls import CallTable
 from manager.core.members import MOVING, Member
-from manager.core.pool import Pool, Request
+from manager.core.pool import SOON, Pool, Request
 from manager.core.roster import Roster
 from manager.payloads.blobs import view_of
 from protos import stream_pb2
@@ -115,22 +115,29 @@ class Machine(RuleBasedStateMachine):
         self.serve()
 
     def serve(self) -> None:
-        free = {member: member.lease is None for member in [*self.pooled, *self.moving]}
+        free = {member: member.lease is None for member in self.pooled}
+        soon = [
+            m for m, until in self.moving.items() if m.lease is None and self.now < until - RETURN_TIME + SOON
+        ]
         waited_before = dict(self.waiting)
         granted: list[Request] = []
-        for grant in self.pool.serve():
+        for grant in self.pool.serve(self.now):
             request, members = grant.request, grant.members
             assert self.waiting.pop(request.id) is request
-            assert len(set(members)) == len(members) >= request.minimum
+            assert len(set(members)) == len(members)
+            assert sum(free[member] and matches(member, request.where) for member in free) >= request.minimum
             assert request.maximum is None or len(members) <= request.maximum
             for member in members:
-                assert member in free, "who isn't there was given to somebody"
-                assert not request.exclusive or member not in self.moving, "one that moves was leased"
                 assert matches(member, request.where)
+                if member in soon:
+                    assert not request.exclusive, "one that moves was leased"
+                    continue
+                assert member in self.pooled, "who isn't there was given to somebody"
                 assert free[member], "a leased member was given to somebody else"
                 assert not request.exclusive or member not in self.working, "a busy member was leased"
             if not request.exclusive and request.maximum is None and request.minimum:
-                assert len(members) == sum(free[member] and matches(member, request.where) for member in free)
+                present = [member for member in self.pooled if free[member]]
+                assert set(members) == {m for m in [*present, *soon] if matches(m, request.where)}
             if request.exclusive:
                 self.leases[request.id] = set(members)
                 for member in members:
@@ -146,7 +153,7 @@ class Machine(RuleBasedStateMachine):
             first = next(iter(self.waiting.values()))
             assert self.available(first) < first.minimum
         self.pool._changed = True  # so that it looks
-        assert self.pool.serve() == []
+        assert self.pool.serve(self.now) == []
 
     def check_not_overtaken(self, earlier: Request, later: Request, members: list[Member]) -> None:
         if later.exclusive:
@@ -158,8 +165,8 @@ class Machine(RuleBasedStateMachine):
         return sum(
             member.lease is None
             and matches(member, request.where)
-            and not (request.exclusive and (member in self.working or member in self.moving))
-            for member in [*self.pooled, *self.moving]
+            and not (request.exclusive and member in self.working)
+            for member in self.pooled
         )
 
     def leave_pool(self, member: Member) -> None:
@@ -512,7 +519,7 @@ class Machine(RuleBasedStateMachine):
         assert [shortage.request for shortage in shortages] == due
         assert [shortage.error().matching for shortage in shortages] == available
         for shortage in shortages:
-            assert shortage.pooled == len(self.pooled) + len(self.moving)
+            assert shortage.pooled == len(self.pooled)
             assert shortage.waited == self.now - shortage.request.asked_at
             del self.waiting[shortage.request.id]
         self.carry_out()
