@@ -153,8 +153,9 @@ def start(
     """Connect and carry out instructions until stopped.
 
     Reconnects for ever when the coordinator is lost, waiting longer each time (30 seconds at most). SIGTERM
-    and Ctrl-C leave cleanly: the coordinator is told, a handler at work is waited for, and the exit code is
-    0; a second one doesn't wait. If the coordinator refuses the participant the exit code is 1.
+    and Ctrl-C leave cleanly: the coordinator is told at once, and the exit code is 0. A handler at work is
+    asked to stop and waited for, but its answer is not sent any more; a second signal doesn't wait. If the
+    coordinator refuses the participant the exit code is 1.
 
     Certificates and the token are read anew for each connection: files may be replaced while it runs.
 

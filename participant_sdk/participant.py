@@ -49,7 +49,8 @@ class Participant(BaseParticipant):
         exponential backoff: for ever, or until ``attempts`` more have failed in a row.
 
         Returns after stop() and, in the main thread, after SIGINT or SIGTERM, having said goodbye to the
-        coordinator. A handler at work is waited for; a second signal doesn't wait.
+        coordinator. A handler at work is asked to stop and waited for, but its answer is not sent any more; a
+        second signal doesn't wait.
 
         ``tls`` says whom to trust and who this is; True stands for TLS() (whom the system trusts), and
         without it the connection is in plaintext. ``token`` is what the coordinator knows this participant

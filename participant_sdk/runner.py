@@ -89,7 +89,11 @@ class Runner:
         if isinstance(event, BaseException):
             raise event
         if isinstance(event, Stop) and self._work is not None:
-            self._log(logging.INFO, f"stopping once the handler of {self._work.name!r} has returned")
+            name = self._work.name
+            self._log(
+                logging.INFO,
+                f"stopping once the handler of {name!r} has returned; its answer is not sent any more",
+            )
         for effect in self._lifecycle.handle(event, self._loop.time()):
             if isinstance(effect, Finish):
                 return effect

@@ -158,6 +158,11 @@ def test_the_help_names_every_variable() -> None:
     assert "MUSTER_START" not in text
 
 
+def test_the_help_says_what_a_stop_costs() -> None:
+    text = " ".join(invoke("start", "--help").output.split())
+    assert "A handler at work is asked to stop and waited for, but its answer is not sent any more" in text
+
+
 def test_the_version() -> None:
     assert invoke("--version").output.startswith("participant, version ")
 
@@ -376,7 +381,7 @@ def test_a_second_signal_does_not_wait_for_a_handler(number: signal.Signals) -> 
         child.send_signal(number)
         _, err = child.communicate(timeout=PATIENCE)
         assert child.returncode != 0
-        assert "stopping once the handler of 'stick' has returned" in err
+        assert "stopping once the handler of 'stick' has returned; its answer is not sent any more" in err
 
 
 @pytest.mark.parametrize(
