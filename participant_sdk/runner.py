@@ -131,7 +131,8 @@ class Runner:
             connected = True
             await stream.write(self._hello)
             self._stream = stream
-            self._log(logging.INFO, f"connected to the coordinator at {address}")
+            # Whether it is let in doesn't show before its first instruction (PROTOCOL.md A.0).
+            self._log(logging.INFO, f"reached the coordinator at {address}")
             while True:
                 self._events.put_nowait(Received(await stream.read()))
         except ParticipantError as error:

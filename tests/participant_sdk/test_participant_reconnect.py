@@ -189,7 +189,9 @@ def test_a_breach_of_the_coordinators_ends_that_stream_only(make: Make, run: Run
     ],
     ids=str,
 )
-def test_a_refusal_is_raised_with_its_text(make: Make, run: Runs, code: grpc.StatusCode) -> None:
+def test_a_refusal_is_raised_with_its_text(
+    make: Make, run: Runs, code: grpc.StatusCode, log: pytest.LogCaptureFixture
+) -> None:
     async def script(peer: Peer) -> None:
         await peer.receive()
         await peer.end(code, "not you")
@@ -198,6 +200,8 @@ def test_a_refusal_is_raised_with_its_text(make: Make, run: Runs, code: grpc.Sta
         run(make("edge-7"), coordinator.address)
     assert (caught.value.code, caught.value.text) == (code, "not you")
     assert caught.value.address == coordinator.address
+    (record,) = [each for each in log.records if each.levelno == logging.INFO]  # and not "connected"
+    assert record.getMessage() == f"edge-7: reached the coordinator at {coordinator.address}"
 
 
 def test_with_a_number_of_attempts_it_gives_up(make: Make, run: Runs, log: pytest.LogCaptureFixture) -> None:
