@@ -29,12 +29,17 @@ from typing import Final, TypeAlias
 from participant_sdk.address import check_address
 from participant_sdk.backoff import Backoff
 from participant_sdk.errors import AddressError, ParticipantError, ProtocolError, Rejected
+from participant_sdk.status import nobody_is_there
 from protos import stream_pb2
 from protos.sliced import ReceivedMessage
 
 LASTED: Final = 10.0
 """Seconds that a stream must have lasted for its end not to count as one more failed attempt, unless it
 brought a message, which counts too."""
+
+STARTING: Final = 5.0
+"""Seconds from the first attempt on in which it is no surprise that there is no coordinator yet: both may be
+started at once."""
 
 
 class State(Enum):
@@ -147,6 +152,7 @@ class Lifecycle:
         self._random = random
         self._attempts = attempts
         self._backoff = backoff or Backoff()
+        self._starting_until = math.inf
         self._connected_at = 0.0
         self._useful = False
         self._then: Wait | Finish | None = None  # what follows once the handler has returned
@@ -158,9 +164,10 @@ class Lifecycle:
                 return []  # was on its way when the stream was left
             case State.WAITING, Due():
                 self.state, self._connected_at, self._useful = State.IDLE, now, False
+                self._starting_until = min(self._starting_until, now + STARTING)
                 return [Connect(self._address)]
             case ((State.IDLE | State.BUSY), Received(received)):
-                self._useful = True
+                self._useful, self._starting_until = True, now
                 return self._received(received, now)
             case State.BUSY, Answered(data):
                 if self._then is None:
@@ -226,7 +233,8 @@ class Lifecycle:
         self._address = self._home  # where it was sent to counts for one stream only: that may be what died
         seconds = self._backoff.next(self._random())
         why = f"{error.what}; trying again in {seconds:.1f} s (attempt {self._backoff.attempts})"
-        return Wait(seconds, why, unexpected=True)
+        expected = now < self._starting_until and nobody_is_there(error)
+        return Wait(seconds, why, unexpected=not expected)
 
     def _asked_to_reconnect(self, reconnect: stream_pb2.Reconnect) -> Wait:
         self._backoff.reset()

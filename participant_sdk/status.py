@@ -87,6 +87,16 @@ def needs_diagnosis(code: grpc.StatusCode, details: str) -> bool:
     )
 
 
+def nobody_is_there(error: ParticipantError) -> bool:
+    """Whether there was no connection for want of a server, which may be about to start."""
+    return (
+        isinstance(error, ConnectionLost)
+        and error.code is grpc.StatusCode.UNAVAILABLE
+        and _UNREACHED.search(error.text) is not None
+        and _NOBODY.search(error.text) is not None
+    )
+
+
 _UNREACHED: Final = re.compile("failed to connect|errors? resolving|address lookup failed", re.IGNORECASE)
 _NOBODY: Final = re.compile(
     "refused|errors? resolving|lookup failed|unreachable|no route|timed? ?out|no such file", re.IGNORECASE

@@ -11,6 +11,7 @@ from participant_sdk import AddressError, ConnectionClosed, ConnectionLost, Prot
 from participant_sdk.errors import ParticipantError
 from participant_sdk.lifecycle import (
     LASTED,
+    STARTING,
     Abort,
     Answered,
     Connect,
@@ -28,6 +29,7 @@ from participant_sdk.lifecycle import (
     Stop,
     Wait,
 )
+from participant_sdk.status import error_of
 from protos import stream_pb2
 from protos.messages import instruction
 from protos.sliced import ReceivedMessage
@@ -36,6 +38,11 @@ HOME = "home:1"
 TRAIN = Received(ReceivedMessage(instruction("train")))
 CANCEL = Received(ReceivedMessage(stream_pb2.ServerMessage(cancel=stream_pb2.Cancel())))
 LOST = Ended(ConnectionLost("lost the coordinator at home:1 (gone)", code=grpc.StatusCode.UNAVAILABLE))
+NOBODY = Ended(
+    error_of(
+        grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; Connection refused (111)", HOME
+    )
+)
 LOST_THRICE: list[Event] = [Due(), LOST] * 3
 CLOSED = Ended(ConnectionClosed("closed"))
 REJECTED = Ended(Rejected("refused", code=grpc.StatusCode.ALREADY_EXISTS))
@@ -101,6 +108,29 @@ def test_a_stream_that_brought_something_makes_the_waits_short_again() -> None:
 def test_a_stream_that_lasted_makes_the_waits_short_again() -> None:
     lifecycle = after(*LOST_THRICE, Due())
     assert [effect.seconds for effect in lifecycle.handle(LOST, LASTED) if isinstance(effect, Wait)] == [0.5]
+
+
+def unexpected(lifecycle: Lifecycle, event: Event, now: float) -> bool:
+    (wait,) = lifecycle.handle(event, now)
+    assert isinstance(wait, Wait)
+    return wait.unexpected
+
+
+def test_that_nobody_is_there_is_a_surprise_only_once_it_lasts() -> None:
+    lifecycle = Lifecycle(HOME, random=lambda: 0.5)
+    for now, surprise in [(100.0, False), (99.9 + STARTING, False), (100.0 + STARTING, True)]:
+        lifecycle.handle(Due(), now)
+        assert unexpected(lifecycle, NOBODY, now) is surprise
+
+
+@pytest.mark.parametrize("end", [LOST, CLOSED, Ended(ProtocolError("out of turn"))])
+def test_any_other_end_is_a_surprise_from_the_start(end: Ended) -> None:
+    assert unexpected(after(Due()), end, 0.0)
+
+
+def test_that_a_coordinator_vanishes_that_was_there_is_a_surprise_from_the_start() -> None:
+    lifecycle = after(Due(), TRAIN, Answered(b""), LOST, Due())
+    assert unexpected(lifecycle, NOBODY, 0.0)
 
 
 def test_a_handler_that_outlives_its_stream_is_waited_for() -> None:
