@@ -42,12 +42,19 @@ def load_app(app: str) -> list[BaseParticipant]:
     if callable(target) and not isinstance(target, BaseParticipant):
         target = _call(app, target)
     participants: list[BaseParticipant] = []
+    ids: set[str] = set()
     for participant in target if isinstance(target, list | tuple) else [target]:
         if not isinstance(participant, BaseParticipant):
             kind = type(participant).__name__
             raise AppError(f"{app!r} is of type {kind}, not a participant_sdk.Participant or a list of them")
         if participant in participants:
             raise AppError(f"{app!r} holds the same participant twice")
+        if participant.participant_id and participant.participant_id in ids:
+            raise AppError(
+                f"{app!r} holds two participants with the id {participant.participant_id!r}; the coordinator "
+                f"would have one of them at a time: give each an id of its own"
+            )
+        ids.add(participant.participant_id)
         participants.append(participant)
     if not participants:
         raise AppError(f"{app!r} is an empty list of participants")

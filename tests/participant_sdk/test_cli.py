@@ -42,6 +42,7 @@ def stick(instruction):
 
 several = [Participant(str(number)) for number in range(3)]
 twice = [participant, participant]
+namesakes = [Participant(), Participant("a"), Participant(), Participant("a")]
 nothing = []
 number = 3
 
@@ -96,6 +97,7 @@ def start(app: str = "some_app:participant", connect: str = "127.0.0.1:1", *more
         ("some_app:needs", "can't be called without arguments: missing a required argument: 'argument'"),
         ("some_app:nothing", "is an empty list"),
         ("some_app:twice", "holds the same participant twice"),
+        ("some_app:namesakes", "holds two participants with the id 'a'"),
     ],
 )
 def test_an_app_that_is_none_is_a_usage_error_in_one_line(app: str, text: str) -> None:
