@@ -30,6 +30,7 @@ stream.py            whole messages over a gRPC call
 channel.py           the TCP connection, in plaintext or with TLS
 credentials.py       certificates and tokens, read anew for each connection
 background.py        the event loop behind the blocking calls
+logs.py              what is logged of a participant, and how the command shows it
 signals.py           SIGINT and SIGTERM as a wish to stop
 ===================  ========================================================================
 """

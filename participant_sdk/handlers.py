@@ -13,12 +13,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
 from participant_sdk.instruction import Instruction, Result, Returned
+from participant_sdk.logs import log_of
 from protos import stream_pb2
 from protos.messages import ScalarError, failure
 from protos.sliced import ReceivedMessage
 from protos.tensors import TensorError
-
-log = logging.getLogger("muster.participant")
 
 Handler: TypeAlias = Callable[[Instruction], Returned | Awaitable[Returned]]
 H = TypeVar("H", bound=Callable[[Any], Any])
@@ -65,7 +64,9 @@ def is_async(handler: Handler) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
 
 
-def answer(handler: Handler, message: ReceivedMessage, cancelled: threading.Event) -> bytes | memoryview:
+def answer(
+    handler: Handler, message: ReceivedMessage, cancelled: threading.Event, participant_id: str = ""
+) -> bytes | memoryview:
     """Carries the message out with a plain function; returns the serialised answer. Never raises.
 
     Whatever is large in the message is the handler's alone: it is freed when that lets go of it.
@@ -76,18 +77,18 @@ def answer(handler: Handler, message: ReceivedMessage, cancelled: threading.Even
             returned.close()
         return _serialised(returned)
     except BaseException as error:
-        return _failure_of(error, message, cancelled)
+        return _failure_of(error, message, cancelled, participant_id)
 
 
 async def answer_async(
-    handler: Handler, message: ReceivedMessage, cancelled: threading.Event
+    handler: Handler, message: ReceivedMessage, cancelled: threading.Event, participant_id: str = ""
 ) -> bytes | memoryview:
     """The same with a coroutine function."""
     try:
         returned: Any = handler(_read(message, cancelled))
         return _serialised(await returned)
     except BaseException as error:
-        return _failure_of(error, message, cancelled)
+        return _failure_of(error, message, cancelled, participant_id)
 
 
 def cancelled_before_it_began() -> bytes:
@@ -126,16 +127,18 @@ def _serialised(returned: object) -> bytes | memoryview:
             )
 
 
-def _failure_of(error: BaseException, received: ReceivedMessage, cancelled: threading.Event) -> bytes:
+def _failure_of(
+    error: BaseException, received: ReceivedMessage, cancelled: threading.Event, participant_id: str
+) -> bytes:
     name = received.message.instruction.name
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, _UndecodableError):
-        log.error("can't decode instruction %r: %s", name, error)
+        log_of(participant_id, logging.ERROR, f"can't decode instruction {name!r}: {error}")
         return _failed(_Code.INVALID_INSTRUCTION, str(error))
     if cancelled.is_set():
-        log.info("the handler of %r stopped as asked (%s)", name, text)
+        log_of(participant_id, logging.INFO, f"the handler of {name!r} stopped as asked ({text})")
         return _failed(_Code.CANCELLED, text)
-    log.error("the handler of %r failed", name, exc_info=error)
+    log_of(participant_id, logging.ERROR, f"the handler of {name!r} failed", error)
     code = _Code.RESOURCE_EXHAUSTED if isinstance(error, MemoryError) else _Code.HANDLER_ERROR
     return _failed(code, text)
 

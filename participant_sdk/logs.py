@@ -1,4 +1,5 @@
-"""How the command's logs look: a line for people, or a JSON object for machines. To stderr."""
+"""What is logged of a participant, and how the command's logs look: a line for people, or a JSON object for
+machines. To stderr."""
 
 from __future__ import annotations
 
@@ -8,6 +9,14 @@ from datetime import UTC, datetime
 from typing import Final
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+_log: Final = logging.getLogger("muster.participant")
+
+
+def log_of(participant_id: str, level: int, text: str, error: BaseException | None = None) -> None:
+    """Logs the text, and the error's traceback, as being about this participant."""
+    who = f"{participant_id}: " if participant_id else ""
+    _log.log(level, "%s%s", who, text, exc_info=error, extra={"participant": participant_id})
 
 
 class JsonFormatter(logging.Formatter):

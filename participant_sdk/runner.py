@@ -33,11 +33,10 @@ from participant_sdk.lifecycle import (
     Stop,
     Wait,
 )
+from participant_sdk.logs import log_of
 from participant_sdk.stream import LEAVE_TIMEOUT, Stream
 from participant_sdk.work import HandlerThread, Work
 from protos import stream_pb2
-
-log = logging.getLogger("muster.participant")
 
 
 class Runner:
@@ -105,7 +104,7 @@ class Runner:
             case Connect(address):
                 self._conversation = self._spawn(self._converse(address, self._conversation))
             case Perform(received):
-                self._work = Work(received, self._handlers, self._thread)
+                self._work = Work(received, self._handlers, self._thread, self._id)
                 self._spawn(self._perform(self._work))
             case Abort() if self._work is not None:
                 self._work.abort()
@@ -182,4 +181,4 @@ class Runner:
             self._events.put_nowait(error)  # a bug: it must end the run, not vanish
 
     def _log(self, level: int, text: str) -> None:
-        log.log(level, "%s%s", f"{self._id}: " if self._id else "", text, extra={"participant": self._id})
+        log_of(self._id, level, text)

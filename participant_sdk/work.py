@@ -64,11 +64,14 @@ class HandlerThread:
 class Work:
     """One message being carried out by its handler."""
 
-    def __init__(self, received: ReceivedMessage, registry: Handlers, thread: HandlerThread) -> None:
+    def __init__(
+        self, received: ReceivedMessage, registry: Handlers, thread: HandlerThread, participant_id: str
+    ) -> None:
         self.name = received.message.instruction.name
         self._received = received
         self._registry = registry
         self._thread = thread
+        self._participant_id = participant_id
         self._cancelled = threading.Event()
         self._task: asyncio.Task[bytes | memoryview] | None = None
 
@@ -79,11 +82,10 @@ class Work:
             return handler
         if self._cancelled.is_set():
             return handlers.cancelled_before_it_began()
+        arguments = handler, self._received, self._cancelled, self._participant_id
         if not handlers.is_async(handler):
-            return await self._thread.run(handlers.answer, handler, self._received, self._cancelled)
-        self._task = asyncio.create_task(
-            handlers.answer_async(handler, self._received, self._cancelled), name=f"handler of {self.name!r}"
-        )
+            return await self._thread.run(handlers.answer, *arguments)
+        self._task = asyncio.create_task(handlers.answer_async(*arguments), name=f"handler of {self.name!r}")
         await asyncio.wait([self._task])
         return handlers.cancelled_before_it_began() if self._task.cancelled() else self._task.result()
 

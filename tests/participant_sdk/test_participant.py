@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from typing import Any
 
@@ -31,7 +32,7 @@ from tests.participant_sdk.support import (
 Failure = stream_pb2.Failure
 
 
-def test_it_says_who_it_is_and_answers_by_name(make: Make, run: Runs) -> None:
+def test_it_says_who_it_is_and_answers_by_name(make: Make, run: Runs, log: pytest.LogCaptureFixture) -> None:
     async def script(peer: Peer) -> None:
         hello = (await peer.receive()).hello
         assert (hello.participant_id, dict(hello.attributes)) == ("edge-7", {"region": "eu"})
@@ -63,6 +64,10 @@ def test_it_says_who_it_is_and_answers_by_name(make: Make, run: Runs) -> None:
 
     with ScriptedCoordinator(script) as coordinator:
         run(participant, coordinator.address)
+    (error,) = [record for record in log.records if record.levelno == logging.ERROR]
+    assert error.getMessage() == "edge-7: the handler of 'boom' failed"
+    assert vars(error)["participant"] == "edge-7"
+    assert error.exc_info is not None
 
 
 def test_large_messages_pass_both_ways(make: Make, run: Runs) -> None:
