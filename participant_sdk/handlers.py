@@ -75,7 +75,7 @@ def answer(
         returned = handler(_read(message, cancelled))
         if inspect.iscoroutine(returned):
             returned.close()
-        return _serialised(returned)
+        return _sendable(returned)
     except BaseException as error:
         return _failure_of(error, message, cancelled, participant_id)
 
@@ -86,7 +86,7 @@ async def answer_async(
     """The same with a coroutine function."""
     try:
         returned: Any = handler(_read(message, cancelled))
-        return _serialised(await returned)
+        return _sendable(await returned)
     except BaseException as error:
         return _failure_of(error, message, cancelled, participant_id)
 
@@ -100,11 +100,26 @@ class _UndecodableError(Exception):
     pass
 
 
+class _UnsendableError(Exception):
+    """What a handler returned can't be an answer: ``error`` says why."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
 def _read(message: ReceivedMessage, cancelled: threading.Event) -> Instruction:
     try:
         return Instruction.from_message(message, cancelled)
     except (TensorError, ScalarError) as error:
         raise _UndecodableError(str(error)) from error
+
+
+def _sendable(returned: object) -> bytes | memoryview:
+    try:
+        return _serialised(returned)
+    except Exception as error:
+        raise _UnsendableError(error) from None
 
 
 def _serialised(returned: object) -> bytes | memoryview:
@@ -131,6 +146,9 @@ def _failure_of(
     error: BaseException, received: ReceivedMessage, cancelled: threading.Event, participant_id: str
 ) -> bytes:
     name = received.message.instruction.name
+    trace: BaseException | None = error
+    if isinstance(error, _UnsendableError):
+        error, trace = error.error, None  # there is no line of the handler's in it
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, _UndecodableError):
         log_of(participant_id, logging.ERROR, f"can't decode instruction {name!r}: {error}")
@@ -138,7 +156,8 @@ def _failure_of(
     if cancelled.is_set():
         log_of(participant_id, logging.INFO, f"the handler of {name!r} stopped as asked ({text})")
         return _failed(_Code.CANCELLED, text)
-    log_of(participant_id, logging.ERROR, f"the handler of {name!r} failed", error)
+    did = "failed" if trace is not None else f"returned what can't be sent ({text})"
+    log_of(participant_id, logging.ERROR, f"the handler of {name!r} {did}", trace)
     code = _Code.RESOURCE_EXHAUSTED if isinstance(error, MemoryError) else _Code.HANDLER_ERROR
     return _failed(code, text)
 

@@ -98,10 +98,17 @@ def test_what_may_be_returned(
         ),
     ],
 )
-def test_what_may_not_be_returned_is_the_handlers_error(returned: Any, text: str, asynchronous: bool) -> None:
+def test_what_may_not_be_returned_is_the_handlers_error(
+    returned: Any, text: str, asynchronous: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     message = answer_of(as_handler(lambda _: returned, asynchronous=asynchronous))
     assert message.failure.code == Failure.HANDLER_ERROR
     assert message.failure.text.startswith(text)
+    (record,) = caplog.records
+    assert (
+        record.getMessage() == f"the handler of 'train' returned what can't be sent ({message.failure.text})"
+    )
+    assert record.exc_info is None, "it would have no line of the handler's"
 
 
 @both
