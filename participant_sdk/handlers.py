@@ -23,6 +23,9 @@ Handler: TypeAlias = Callable[[Instruction], Returned | Awaitable[Returned]]
 H = TypeVar("H", bound=Callable[[Any], Any])
 
 _MAX_TEXT: Final = 4000
+_READ_ONLY: Final = ("array is read-only", "destination is read-only")
+"""How NumPy, and what is built on it, ends its words where an array can't be changed."""
+
 _Code = stream_pb2.Failure
 
 
@@ -157,6 +160,9 @@ def _failure_of(
         log_of(participant_id, logging.INFO, f"the handler of {name!r} stopped as asked ({text})")
         return _failed(_Code.CANCELLED, text)
     did = "failed" if trace is not None else f"returned what can't be sent ({text})"
+    if isinstance(error, ValueError) and str(error).endswith(_READ_ONLY):
+        hint = "the arrays of an instruction are shared: .copy() what you change in place"
+        did, text = f"{did}; {hint}", f"{text}; {hint}"
     log_of(participant_id, logging.ERROR, f"the handler of {name!r} {did}", trace)
     code = _Code.RESOURCE_EXHAUSTED if isinstance(error, MemoryError) else _Code.HANDLER_ERROR
     return _failed(code, text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import threading
 from typing import Any
 
@@ -249,9 +250,28 @@ def test_mistakes_in_registering_are_told_at_once() -> None:
         Participant("a", {"cores": 4})  # type: ignore[dict-item]
 
 
-def test_arrays_of_an_instruction_are_read_only() -> None:
-    def handler(instruction: Instruction) -> None:
-        instruction.tensors["w"][0] = 1
+def add_in_place(instruction: Instruction) -> None:
+    w = instruction.tensors["w"]
+    w += 1
 
-    assert "read-only" in answer_of(handler).failure.text
+
+def set_an_item(instruction: Instruction) -> None:
+    instruction.tensors["w"][0] = 1
+
+
+def sort_in_place(instruction: Instruction) -> None:
+    instruction.tensors["w"].sort()
+
+
+def fill(instruction: Instruction) -> None:
+    instruction.tensors["w"].fill(1)
+
+
+@pytest.mark.parametrize("handler", [add_in_place, set_an_item, sort_in_place, fill])
+def test_arrays_of_an_instruction_are_read_only(handler: Handler, caplog: pytest.LogCaptureFixture) -> None:
+    text = answer_of(handler).failure.text
+    hint = "the arrays of an instruction are shared: .copy() what you change in place"
+    assert re.fullmatch(f"ValueError: .* is read-only; {re.escape(hint)}", text)
+    (record,) = caplog.records
+    assert record.getMessage() == f"the handler of 'train' failed; {hint}"
     assert to_arrays(TRAIN.instruction.tensors)["w"].tolist() == [0, 1, 2]
