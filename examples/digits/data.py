@@ -63,9 +63,13 @@ def load() -> tuple[Examples, Examples]:
 def _digits() -> Path:
     """Where scikit-learn keeps what its ``load_digits`` reads. To import that takes a second.
 
-    Raises PackageNotFoundError if it isn't installed.
+    Ends the process, which is of no use without digits, with a sentence if it isn't installed.
     """
-    (found,) = (file for file in metadata.files("scikit-learn") or () if file.name == "digits.csv.gz")
+    try:
+        files = metadata.files("scikit-learn") or ()
+    except metadata.PackageNotFoundError:
+        raise SystemExit("the digits are those of scikit-learn: pip install '.[examples]'") from None
+    (found,) = (file for file in files if file.name == "digits.csv.gz")
     return Path(found.locate())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,18 @@ def test_the_digits_are_those_that_scikit_learn_loads() -> None:
         for image, label in zip(part.images, part.labels, strict=True)
     }
     assert found == wanted
+
+
+def test_without_scikit_learn_a_process_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def files(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", files)
+
+    with pytest.raises(
+        SystemExit, match=r"^the digits are those of scikit-learn: pip install '\.\[examples\]'$"
+    ):
+        data.load()
 
 
 def test_the_held_out_examples_are_the_same_every_time() -> None:
