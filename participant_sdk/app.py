@@ -19,13 +19,21 @@ class AppError(Exception):
     """``--app`` doesn't name participants. The text says why, in one line."""
 
 
+class AppFailedError(Exception):
+    """The app's own code has raised ``error``. The text says when, in one line."""
+
+    def __init__(self, what: str, error: Exception) -> None:
+        super().__init__(what)
+        self.error = error
+
+
 def load_app(app: str) -> list[BaseParticipant]:
     """The participants that ``app`` names: ``module:object``, the object being a Participant, a list of them,
     or a function without arguments that returns either. The module is looked for in the working directory,
     too.
 
-    Raises AppError for a name that leads nowhere or to something else. What the module itself raises while it
-    is imported is its own, and passes.
+    Raises AppError for a name that leads nowhere or to something else, and AppFailedError for what the module
+    raises while it is imported, or the function while it is called.
     """
     module_name, colon, path = app.partition(":")
     if not (module_name and colon and path) or module_name.startswith("."):
@@ -33,7 +41,7 @@ def load_app(app: str) -> list[BaseParticipant]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    target = _import(module_name)
+    target = _import(app, module_name)
     for name in path.split("."):
         try:
             target = getattr(target, name)
@@ -62,7 +70,7 @@ def load_app(app: str) -> list[BaseParticipant]:
 
 
 def own_traceback(error: Exception) -> str:
-    """What a module has raised while it was imported, from its own first line on."""
+    """What an app has raised, from its own first line on."""
     trace = error.__traceback__
     while trace is not None and _is_not_the_apps(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
@@ -73,14 +81,14 @@ def _is_not_the_apps(file: str) -> bool:
     return file.startswith("<frozen ") or file == importlib.__file__ or Path(file).parent == _HERE
 
 
-def _import(name: str) -> object:
+def _import(app: str, name: str) -> object:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if name == missing or name.startswith(f"{missing}."):
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (name == missing or name.startswith(f"{missing}.")):
             raise AppError(f"there is no module {missing!r} (looked in {Path.cwd()} and sys.path)") from None
-        raise
+        raise AppFailedError(f"{app} can't be imported", error) from None
 
 
 def _call(app: str, factory: Callable[..., object]) -> object:
@@ -91,4 +99,7 @@ def _call(app: str, factory: Callable[..., object]) -> object:
         raise AppError(f"{app!r} can't be called without arguments: {error}") from None
     except ValueError:  # a builtin that has no signature to check
         pass
-    return factory()
+    try:
+        return factory()
+    except Exception as error:
+        raise AppFailedError(f"{app} raised {type(error).__name__}: {error}", error) from None

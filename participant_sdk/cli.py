@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from participant_sdk.address import check_address
-from participant_sdk.app import AppError, load_app, own_traceback
+from participant_sdk.app import AppError, AppFailedError, load_app, own_traceback
 from participant_sdk.base import BaseParticipant
 from participant_sdk.errors import AddressError, CredentialsError
 from participant_sdk.logs import set_up_logging
@@ -168,9 +168,9 @@ def start(
         participants = load_app(app)
     except AppError as error:
         raise click.BadParameter(str(error), param_hint="'--app'") from None
-    except Exception as error:
-        click.echo(own_traceback(error), err=True, nl=False)
-        raise click.ClickException(f"--app {app} can't be imported") from None
+    except AppFailedError as failed:
+        click.echo(own_traceback(failed.error), err=True, nl=False)
+        raise click.ClickException(f"--app {failed}") from None
     _rename(participants, participant_id, attributes)
     with_tls = TLS(ca, cert, key) if tls or ca or cert or key else None
     outcomes = run_all(participants, connect, tls=with_tls, token=token_file)

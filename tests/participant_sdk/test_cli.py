@@ -49,6 +49,12 @@ number = 3
 def factory():
     return participant
 
+def boom():
+    open("no-such-file")
+
+def quits():
+    raise SystemExit("there is no data here")
+
 def needs(argument):
     return participant
 
@@ -150,6 +156,22 @@ def test_an_app_that_fails_by_itself_shows_its_own_error() -> None:
     assert "broken_app.py" in where, "nothing of what came before it"
     assert "nothing_of_this_name" in error
     assert last == "Error: --app broken_app:participant can't be imported"
+
+
+def test_a_function_that_raises_shows_its_own_error() -> None:
+    outcome = start("some_app:boom")
+    assert outcome.exit_code == 1
+    first, where, *_, last = outcome.stderr.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert "some_app.py" in where, "nothing of what came before it"
+    wanted = "FileNotFoundError: [Errno 2] No such file or directory: 'no-such-file'"
+    assert last == f"Error: --app some_app:boom raised {wanted}"
+
+
+def test_an_app_may_end_the_process_with_a_sentence_of_its_own() -> None:
+    with process(command("127.0.0.1:1", "some_app:quits")) as child:
+        assert child.communicate(timeout=PATIENCE) == ("", "there is no data here\n")
+        assert child.returncode == 1
 
 
 def test_the_help_names_every_variable() -> None:
