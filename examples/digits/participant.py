@@ -62,7 +62,7 @@ def make_participant(number: int, examples: data.Examples, participant_id: str |
 
 
 def shards_of_this_process() -> range:
-    """What DIGITS_SHARDS says. Raises ValueError if that makes no sense."""
+    """What DIGITS_SHARDS says. Ends the process with a sentence if that makes no sense."""
     text = os.environ.get("DIGITS_SHARDS", f"0-{data.SHARDS - 1}")
     first, _, last = text.partition("-")
     try:
@@ -70,5 +70,5 @@ def shards_of_this_process() -> range:
     except ValueError:
         shards = range(0)
     if not shards or shards[-1] >= data.SHARDS:
-        raise ValueError(f"DIGITS_SHARDS is {text!r}; write it like 0-4, from 0 up to {data.SHARDS - 1}")
+        raise SystemExit(f"DIGITS_SHARDS is {text!r}; write it like 0-4, from 0 up to {data.SHARDS - 1}")
     return shards

@@ -198,7 +198,7 @@ def test_a_process_holds_the_shards_that_it_is_told(
 def test_shards_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("DIGITS_SHARDS", text)
 
-    with pytest.raises(ValueError, match="write it like 0-4"):
+    with pytest.raises(SystemExit, match="write it like 0-4"):
         participant.shards_of_this_process()
 
 
