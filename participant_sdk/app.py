@@ -86,6 +86,9 @@ def _import(app: str, name: str) -> object:
         return importlib.import_module(name)
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing == name and name.endswith(".py") and "/" not in name:
+            meant = app.replace(".py:", ":", 1)
+            raise AppError(f"{app!r} names a file, not a module; did you mean {meant}?") from None
         if missing and (name == missing or name.startswith(f"{missing}.")):
             raise AppError(f"there is no module {missing!r} (looked in {Path.cwd()} and sys.path)") from None
         raise AppFailedError(f"{app} can't be imported", error) from None

@@ -95,6 +95,8 @@ def start(app: str = "some_app:participant", connect: str = "127.0.0.1:1", *more
         ("some_app", "isn't of the form module:object"),
         (":participant", "isn't of the form module:object"),
         (".some_app:participant", "isn't of the form module:object"),
+        ("some_app.py:participant", "names a file, not a module; did you mean some_app:participant?"),
+        ("nowhere.py:participant", "there is no module 'nowhere'"),
         ("nowhere:participant", "there is no module 'nowhere'"),
         ("nowhere.deep:participant", "there is no module 'nowhere'"),
         ("some_app.deep:participant", "there is no module 'some_app.deep'"),
