@@ -41,12 +41,14 @@ def load_app(app: str) -> list[BaseParticipant]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    target = _import(app, module_name)
+    target = module = _import(app, module_name)
     for name in path.split("."):
         try:
             target = getattr(target, name)
         except AttributeError:
-            raise AppError(f"there is no {path!r} in module {module_name!r}") from None
+            there = [name for name, value in vars(module).items() if isinstance(value, BaseParticipant)]
+            hint = f"; its participants: {', '.join(there)}" if there else ""
+            raise AppError(f"there is no {path!r} in module {module_name!r}{hint}") from None
     if callable(target) and not isinstance(target, BaseParticipant):
         target = _call(app, target)
     participants: list[BaseParticipant] = []

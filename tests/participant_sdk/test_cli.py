@@ -100,7 +100,15 @@ def start(app: str = "some_app:participant", connect: str = "127.0.0.1:1", *more
         ("nowhere:participant", "there is no module 'nowhere'"),
         ("nowhere.deep:participant", "there is no module 'nowhere'"),
         ("some_app.deep:participant", "there is no module 'some_app.deep'"),
-        ("some_app:nothing_such", "there is no 'nothing_such' in module 'some_app'"),
+        (
+            "some_app:nothing_such",
+            "there is no 'nothing_such' in module 'some_app'; its participants: participant",
+        ),
+        (
+            "some_app:namespace.outer",
+            "there is no 'namespace.outer' in module 'some_app'; its participants: ",
+        ),
+        ("json:participant", "there is no 'participant' in module 'json'"),
         ("some_app:number", "is of type int, not a participant_sdk.Participant"),
         ("some_app:needs", "can't be called without arguments: missing a required argument: 'argument'"),
         ("some_app:nothing", "is an empty list"),
