@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from participant_sdk.credentials import Credentials
 from participant_sdk.handlers import H, Handlers
 from participant_sdk.hello import check_attributes, hello
+from participant_sdk.logs import log_of
 from participant_sdk.runner import Runner
 from protos.bearer import Token
 from protos.tls import TLS
@@ -70,6 +72,9 @@ class BaseParticipant:
         credentials.check(address)
         greeting = hello(self.participant_id, self.attributes, accepts_cancel=True)
         self._runner = Runner(address, credentials, greeting, self._handlers, attempts=attempts)
+        if not self._handlers:
+            text = 'there is no handler: every instruction will fail; write @participant.on("train")'
+            log_of(self.participant_id, logging.WARNING, text)
         try:
             if not self._stopping:
                 await self._runner.run()

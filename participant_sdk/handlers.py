@@ -44,6 +44,9 @@ class Handlers:
             raise ValueError(f"there is a handler for {'any name' if name is None else repr(name)} already")
         self._by_name[name] = handler
 
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
     def find(self, message: stream_pb2.ServerMessage) -> Handler | bytes:
         """The handler of the message, or the answer to it where there is none. Bulk doesn't matter."""
         kind = message.WhichOneof("kind")

@@ -12,6 +12,7 @@ import pytest
 
 from participant_sdk import (
     AddressError,
+    ConnectionLost,
     Instruction,
     Result,
     aio,
@@ -238,6 +239,14 @@ def test_cancelling_an_asyncio_run_says_goodbye() -> None:
 
     asyncio.run(scenario())
     assert reasons == ["stopped"]
+
+
+def test_one_without_a_handler_is_warned_of(make: Make, run: Runs, log: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConnectionLost):
+        run(make("edge-7"), "127.0.0.1:1", attempts=0)
+    (warning,) = log.records
+    assert warning.levelno == logging.WARNING
+    assert warning.getMessage().startswith("edge-7: there is no handler: every instruction will fail")
 
 
 def test_a_bad_address_is_told_at_once(make: Make, run: Runs) -> None:

@@ -176,6 +176,7 @@ def test_why_there_is_no_connection(
 
         asyncio.run(scenario())
         participant = Participant("edge-7", tls=tls)
+        participant.on("train")(lambda instruction: Result())
         with pytest.raises(ConnectionLost) as caught:  # not Rejected: without attempts it would go on
             participant.run(coordinator.address, attempts=1)
         assert str(caught.value).startswith(reason)
@@ -293,6 +294,7 @@ def test_files_that_break_while_it_runs_are_waited_for(
         await peer.expect_leave()
 
     participant = make()
+    participant.on("train")(lambda instruction: Result())
     handler = Mend()
     logging.getLogger("muster.participant").addHandler(handler)
     try:

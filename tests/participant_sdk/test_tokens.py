@@ -19,6 +19,7 @@ from participant_sdk import (
     Participant,
     ParticipantError,
     Rejected,
+    Result,
     aio,
     client,
 )
@@ -164,6 +165,7 @@ def test_a_revoked_token_that_has_been_replaced_is_only_an_interruption(
     file = tmp_path / "token"
     file.write_text(TOKEN)
     participant = make()
+    participant.on("train")(lambda instruction: Result())
 
     async def second(peer: Peer) -> None:
         assert peer.metadata["authorization"] == "Bearer the-new-one"
@@ -247,6 +249,7 @@ def test_sent_elsewhere_in_plaintext_it_keeps_its_token_and_comes_back(
         await peer.expect_leave()
 
     participant = make()
+    participant.on("train")(lambda instruction: Result())
     with guarded(first, stopping(participant)) as coordinator:
         run(participant, coordinator.address, token=TOKEN)
     (line,) = [record.getMessage() for record in log.records if record.levelno == logging.WARNING]
