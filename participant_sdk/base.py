@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from participant_sdk.credentials import Credentials
 from participant_sdk.handlers import H, Handlers
-from participant_sdk.hello import check_attributes, hello
+from participant_sdk.hello import check_attributes, check_id, hello
 from participant_sdk.logs import log_of
 from participant_sdk.runner import Runner
 from protos.bearer import Token
@@ -25,7 +25,7 @@ class BaseParticipant:
         tls: TLS | bool | None = None,
         token: Token | None = None,
     ) -> None:
-        self.participant_id = participant_id
+        self.participant_id = check_id(participant_id)
         self.attributes = check_attributes(attributes)
         self._credentials = Credentials.of(tls, token)
         self._handlers = Handlers()

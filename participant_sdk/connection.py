@@ -14,7 +14,7 @@ from typing import Any, Self
 from participant_sdk.address import check_address
 from participant_sdk.credentials import Credentials
 from participant_sdk.errors import ConnectionClosed, Reconnect
-from participant_sdk.hello import check_attributes, hello
+from participant_sdk.hello import check_attributes, check_id, hello
 from participant_sdk.stream import Stream
 from protos import stream_pb2
 from protos.bearer import Token
@@ -40,7 +40,7 @@ class Connection:
         self._credentials = Credentials.of(tls, token)
         self._credentials.check(address)
         self._hello: stream_pb2.ParticipantMessage | None = None
-        if participant_id or attributes:
+        if check_id(participant_id) or attributes:
             self._hello = hello(participant_id, check_attributes(attributes), accepts_cancel=False)
         self._stream: Stream | None = None
         self._spoke = self._left = False

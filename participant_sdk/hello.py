@@ -8,6 +8,13 @@ from protos import stream_pb2
 from protos.version import VERSION
 
 
+def check_id(participant_id: str) -> str:
+    """Returns the id. Raises TypeError unless it is text."""
+    if not isinstance(participant_id, str):
+        raise TypeError(f"an id is text, not {participant_id!r}")
+    return participant_id
+
+
 def check_attributes(attributes: Mapping[str, str] | None) -> dict[str, str]:
     """A copy of the attributes. Raises TypeError unless they are text by text, as the wire has them."""
     copy = dict(attributes or {})

@@ -34,7 +34,7 @@ class Participant(BaseParticipant):
 
     ``participant_id`` is a stable name (else the coordinator makes one up); ``attributes`` are what callers
     may select it by. ``tls`` and ``token`` are its own credentials, for a process of several participants;
-    with one, giving them to run() does as well. Raises TypeError for attributes that aren't text.
+    with one, giving them to run() does as well. Raises TypeError for an id or attributes that aren't text.
     """
 
     def run(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from participant_sdk import Instruction, Participant, Result
+from participant_sdk import Instruction, Participant, Result, client
 from participant_sdk.handlers import Handler, Handlers, answer, answer_async, is_async
 from protos import stream_pb2
 from protos.messages import failure, instruction, result
@@ -248,6 +248,10 @@ def test_mistakes_in_registering_are_told_at_once() -> None:
         participant.on("other")(3)  # type: ignore[type-var]
     with pytest.raises(TypeError, match="attribute 'cores'=4"):
         Participant("a", {"cores": 4})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="an id is text, not 7"):
+        Participant(7)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="an id is text, not 0"):
+        client.connection("host:1", participant_id=0)  # type: ignore[arg-type]
 
 
 def add_in_place(instruction: Instruction) -> None:
