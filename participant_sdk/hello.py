@@ -17,7 +17,10 @@ def check_id(participant_id: str) -> str:
 
 def check_attributes(attributes: Mapping[str, str] | None) -> dict[str, str]:
     """A copy of the attributes. Raises TypeError unless they are text by text, as the wire has them."""
-    copy = dict(attributes or {})
+    try:
+        copy = dict(attributes or {})
+    except (TypeError, ValueError):
+        raise TypeError(f"attributes must map names to values, not {attributes!r}") from None
     for key, value in copy.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"attribute {key!r}={value!r}: both must be str")

@@ -248,6 +248,9 @@ def test_mistakes_in_registering_are_told_at_once() -> None:
         participant.on("other")(3)  # type: ignore[type-var]
     with pytest.raises(TypeError, match="attribute 'cores'=4"):
         Participant("a", {"cores": 4})  # type: ignore[dict-item]
+    for attributes in (["x"], "x", 7):
+        with pytest.raises(TypeError, match="attributes must map names to values, not "):
+            Participant("a", attributes)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="an id is text, not 7"):
         Participant(7)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="an id is text, not 0"):
