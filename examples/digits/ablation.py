@@ -28,10 +28,10 @@ TOLERANCE = 1e-6
 
 @click.command(context_settings={"auto_envvar_prefix": "DIGITS", "show_default": True})
 @cluster.options
-def main(connect: str, ca: Path | None, token_file: Path | None, rounds: int, participants: int) -> None:
+def main(control: str, ca: Path | None, token_file: Path | None, rounds: int, participants: int) -> None:
     """Train twice on the same participants, averaging in the workers and in this script, and compare."""
     try:
-        with Display() as display, cluster.attach(connect, ca, token_file, display) as connection:
+        with Display() as display, cluster.attach(control, ca, token_file, display) as connection:
             cohort = cluster.wait_for(participants, connection, display)
             accuracy, parameters = compare(cohort, rounds, display)
             display.say(f"largest difference: accuracy {accuracy:.2g}, parameters {parameters:.2g}")

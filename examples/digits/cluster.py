@@ -41,7 +41,7 @@ def options(command: Command) -> Command:
     for option in reversed(
         [
             click.option(
-                "--connect",
+                "--control",
                 metavar="HOST:PORT|unix:PATH",
                 default="127.0.0.1:50050",
                 envvar="MUSTER_CONTROL",

@@ -39,7 +39,7 @@ from examples.digits.show import Display
     help="Directory for the plot.",
 )
 def main(
-    connect: str,
+    control: str,
     ca: Path | None,
     token_file: Path | None,
     rounds: int,
@@ -53,7 +53,7 @@ def main(
     Every option can also be set in the environment, such as DIGITS_ROUNDS=5.
     """
     try:
-        with Display() as display, cluster.attach(connect, ca, token_file, display) as connection:
+        with Display() as display, cluster.attach(control, ca, token_file, display) as connection:
             cluster.wait_for(participants, connection, display)
             accuracies = train(connection, rounds, per_round, display, collect=collect)
             compare(accuracies, out / "accuracy.png", display)

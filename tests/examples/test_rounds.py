@@ -39,7 +39,7 @@ def cluster() -> Iterator[Coordinator[Trainer]]:
 
 def test_the_ablation_finds_the_same_accuracy_in_every_round(cluster: Coordinator[Trainer]) -> None:
     with taking_part(cluster, participant.participants()):
-        command = ["--connect", cluster.control, "--rounds", "5"]
+        command = ["--control", cluster.control, "--rounds", "5"]
         ended = CliRunner().invoke(ablation.main, command, catch_exceptions=False)
 
     assert ended.exit_code == 0, ended.output
@@ -53,7 +53,7 @@ def test_the_ablation_finds_the_same_accuracy_in_every_round(cluster: Coordinato
 
 def test_the_ablation_says_so_if_somebody_does_not_answer(cluster: Coordinator[Trainer]) -> None:
     with taking_part(cluster, [good(0), failing()]):
-        command = ["--connect", cluster.control, "--participants", "2"]
+        command = ["--control", cluster.control, "--participants", "2"]
         ended = CliRunner().invoke(ablation.main, command, catch_exceptions=False)
 
     assert ended.exit_code == 1
