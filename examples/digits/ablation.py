@@ -63,7 +63,8 @@ def compare(cohort: Cohort[Trainer], rounds: int, display: Display) -> tuple[flo
         reduced, collected = models
         accuracies = [model.accuracy(parameters, held_out) for parameters in models]
         differences.append((abs(accuracies[0] - accuracies[1]), largest_difference(reduced, collected)))
-        display.say(f"round {number}  accuracy {accuracies[0]:.6f} reduced  {accuracies[1]:.6f} collected")
+        aligned = f"{number:{len(str(rounds))}}"
+        display.say(f"round {aligned}  accuracy {accuracies[0]:.6f} reduced  {accuracies[1]:.6f} collected")
     accuracy, parameter = np.max(differences, axis=0)
     return float(accuracy), float(parameter)
 

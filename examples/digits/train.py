@@ -82,13 +82,14 @@ def train(
         done = run_round(cohort, number, parameters, collect=collect, progress=display.follow)
         parameters = done.parameters
         accuracies.append(model.accuracy(parameters, held_out))
-        display.advance(number, describe(number, accuracies[-1], done))
+        display.advance(number, describe(number, rounds, accuracies[-1], done))
         explain(done, display)
     return accuracies
 
 
-def describe(number: int, accuracy: float, done: Round) -> str:
-    line = f"round {number}  accuracy {accuracy:.3f}  {done.answered} of {len(done.outcome)} answered"
+def describe(number: int, rounds: int, accuracy: float, done: Round) -> str:
+    aligned = f"{number:{len(str(rounds))}}"
+    line = f"round {aligned}  accuracy {accuracy:.3f}  {done.answered} of {len(done.outcome)} answered"
     return line if done.loss is None else f"{line}  loss {done.loss:.3f}"
 
 

@@ -39,12 +39,12 @@ def cluster() -> Iterator[Coordinator[Trainer]]:
 
 def test_the_ablation_finds_the_same_accuracy_in_every_round(cluster: Coordinator[Trainer]) -> None:
     with taking_part(cluster, participant.participants()):
-        command = ["--control", cluster.control, "--rounds", "5"]
+        command = ["--control", cluster.control, "--rounds", "10"]
         ended = CliRunner().invoke(ablation.main, command, catch_exceptions=False)
 
     assert ended.exit_code == 0, ended.output
-    found = re.findall(r"round (\d)  accuracy (0\.\d{6}) reduced  (0\.\d{6}) collected", ended.output)
-    assert [number for number, _, _ in found] == ["1", "2", "3", "4", "5"], ended.output
+    found = re.findall(r"round (..)  accuracy (0\.\d{6}) reduced  (0\.\d{6}) collected", ended.output)
+    assert [number for number, _, _ in found] == [f"{number:2}" for number in range(1, 11)], ended.output
     for _, reduced, collected in found:
         assert float(reduced) == pytest.approx(float(collected), rel=0, abs=1e-6)
     assert float(found[-1][1]) > 0.9
@@ -103,7 +103,7 @@ def test_the_loss_is_that_of_all_examples_together(cluster: Coordinator[Trainer]
         done = run_round(cohort, 1, start, collect=collect)
 
     assert done.loss == pytest.approx(model.loss(start, data.load()[0]), rel=1e-5)
-    assert describe(1, 0.5, done) == f"round 1  accuracy 0.500  20 of 20 answered  loss {done.loss:.3f}"
+    assert describe(1, 9, 0.5, done) == f"round 1  accuracy 0.500  20 of 20 answered  loss {done.loss:.3f}"
 
 
 # Faults
@@ -121,7 +121,7 @@ def test_who_fails_or_is_lost_costs_only_its_own_contribution(
 
     assert all(np.array_equal(array, alone.parameters[name]) for name, array in done.parameters.items())
     assert done.loss == pytest.approx(alone.loss, rel=1e-12)
-    assert describe(1, 0.5, done).startswith("round 1  accuracy 0.500  1 of 3 answered")
+    assert describe(1, 10, 0.5, done).startswith("round  1  accuracy 0.500  1 of 3 answered")
     with Display() as display:
         explain(done, display)
     shown = capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_a_round_that_nobody_answers_leaves_the_model_as_it_was(
         done = run_round(cohort, 1, start, collect=collect)
 
     assert done.parameters is start
-    assert describe(1, 0.5, done) == "round 1  accuracy 0.500  0 of 2 answered"
+    assert describe(10, 10, 0.5, done) == "round 10  accuracy 0.500  0 of 2 answered"
 
 
 # What is shown of a round
