@@ -122,11 +122,12 @@ class StartError(MusterError):
 
 
 class AddressInUse(StartError):
-    """Another process listens on the address."""
+    """Another process listens on the ``address``."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         super().__init__(
-            f"{address} is in use already: by another coordinator (perhaps of this very process), or the "
-            f"workers of one that was killed, which end by themselves within half a minute; stop it, wait, "
-            f"or take another port"
+            f"{address} is in use: by another program, another coordinator (perhaps of this process), or "
+            f"workers of one that was killed (these end within half a minute); stop it, wait, or take "
+            f"another port"
         )

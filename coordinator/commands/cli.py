@@ -19,7 +19,7 @@ from coordinator.commands.certs import certs
 from coordinator.commands.remote import CONTROL_METAVAR, ControlType, fail
 from coordinator.commands.tokens import tokens
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
-from manager.errors import StartError
+from manager.errors import AddressInUse, StartError
 from manager.limits import room
 from manager.listen import CAN_SHARE_PORT
 from manager.logs import LogFormat, configure
@@ -195,6 +195,8 @@ def start(log_level: str, log_format: LogFormat, share_port: bool, **options: An
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(serve(settings, live=live))
+    except AddressInUse as error:
+        fail(f"{error} with {'--control' if error.address == str(settings.control) else '--listen'}")
     except StartError as error:
         fail(str(error))
 

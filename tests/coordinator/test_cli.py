@@ -18,7 +18,7 @@ from coordinator.commands import cli, remote
 from coordinator.settings import DEFAULT_CONTROL, DEFAULT_LISTEN, Settings, default_workers
 from manager import Security
 from manager import cli as manager_cli
-from manager.errors import StartError
+from manager.errors import AddressInUse, StartError
 from manager.listen import CAN_SHARE_PORT, Address
 from participant_sdk import cli as participant_cli
 
@@ -337,6 +337,21 @@ def test_what_can_not_be_started_ends_with_code_1_and_a_sentence(
     result = started.run()
     assert result.exit_code == 1
     assert result.output.strip().endswith("Error: the port is taken")
+
+
+@pytest.mark.parametrize(
+    ("address", "option"), [("127.0.0.1:7051", "--listen"), ("127.0.0.1:7050", "--control")]
+)
+def test_who_has_the_address_may_be_anybody_and_the_option_for_another_is_named(
+    started: Started, monkeypatch: pytest.MonkeyPatch, address: str, option: str
+) -> None:
+    async def serve(_settings: Settings, **_live: bool) -> None:
+        raise AddressInUse(address)
+
+    monkeypatch.setattr("coordinator.commands.foreground.serve", serve)
+    said = started.run("--listen=127.0.0.1:7051", "--control=127.0.0.1:7050").output
+    assert f"Error: {address} is in use: by another program, " in said
+    assert said.endswith(f"; stop it, wait, or take another port with {option}\n")
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

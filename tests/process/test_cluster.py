@@ -261,11 +261,13 @@ def test_a_second_coordinator_on_the_same_port_is_refused(tmp_path: Path) -> Non
     with start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator:
         second = run("coordinator", "start", f"--listen={coordinator.listen}", "--control=127.0.0.1:0")
         assert second.returncode == 1
-        assert second.stderr.startswith(f"Error: {coordinator.listen} is in use already: by another")
+        assert second.stderr.startswith(f"Error: {coordinator.listen} is in use: by another")
+        assert second.stderr.endswith("or take another port with --listen\n")
         assert len(second.stderr.splitlines()) == 1
         third = run("coordinator", "start", "--listen=127.0.0.1:0", f"--control={coordinator.control}")
         assert third.returncode == 1
         assert f"{coordinator.control} is in use" in third.stderr
+        assert third.stderr.endswith("or take another port with --control\n")
 
 
 def test_workers_that_cannot_share_a_port_take_consecutive_ones(tmp_path: Path, devices: Devices) -> None:

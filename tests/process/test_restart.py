@@ -321,7 +321,7 @@ def test_while_workers_wait_another_coordinator_is_refused_their_port(tmp_path: 
         options = ["--control=127.0.0.1:0", "--workers=1", f"--run-dir={tmp_path}/other"]
         other = run("coordinator", "start", *again(first), *options)
         assert other.returncode == 1
-        assert other.stderr.startswith(f"Error: {first.listen} is in use already")
+        assert other.stderr.startswith(f"Error: {first.listen} is in use: by another")
 
 
 def test_workers_that_drain_for_a_coordinator_that_was_killed_make_room_for_new_ones(

@@ -84,7 +84,7 @@ def test_the_same_subclass_serves_over_many_processes(devices: Devices) -> None:
 
 def test_a_second_server_on_the_same_address_is_refused() -> None:
     server, _ = create_participant_manager(listen="127.0.0.1:0")
-    with server, pytest.raises(AddressInUse, match=f"{server.address} is in use already"):
+    with server, pytest.raises(AddressInUse, match=f"{server.address} is in use: by another"):
         create_participant_manager(listen=server.address)
 
 
