@@ -58,6 +58,7 @@ class _LocalManager:
         self.endpoint = Endpoint(self.servicer, limits, security)
         self.dispatcher = Dispatcher(self)
         self.dispatcher.max_message = limits.max_message
+        self.dispatcher.reducers = reducers
         self.folding = Folding(self, reducers)
         self._members: dict[int, Member] = {}
         self._loop = asyncio.get_running_loop()

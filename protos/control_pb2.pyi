@@ -638,6 +638,7 @@ class ServerBatch(google.protobuf.message.Message):
     MEMORY_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
     MAX_MESSAGE_FIELD_NUMBER: builtins.int
+    REDUCERS_FIELD_NUMBER: builtins.int
     version: builtins.int
     """in the first message"""
     shares_memory: builtins.bool
@@ -664,6 +665,10 @@ class ServerBatch(google.protobuf.message.Message):
     def memory(self) -> protos.link_pb2.Memory:
         """in the first message: of the coordinator, for the client to try"""
 
+    @property
+    def reducers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """in the first message: that may be named, besides the built-in ones"""
+
     def __init__(
         self,
         *,
@@ -678,9 +683,10 @@ class ServerBatch(google.protobuf.message.Message):
         memory: protos.link_pb2.Memory | None = ...,
         draining: builtins.bool = ...,
         max_message: builtins.int = ...,
+        reducers: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["memory", b"memory"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["advanced", b"advanced", "draining", b"draining", "gone", b"gone", "granted", b"granted", "max_message", b"max_message", "memory", b"memory", "not_enough", b"not_enough", "settled", b"settled", "shares_memory", b"shares_memory", "states", b"states", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["advanced", b"advanced", "draining", b"draining", "gone", b"gone", "granted", b"granted", "max_message", b"max_message", "memory", b"memory", "not_enough", b"not_enough", "reducers", b"reducers", "settled", b"settled", "shares_memory", b"shares_memory", "states", b"states", "version", b"version"]) -> None: ...
 
 Global___ServerBatch: typing_extensions.TypeAlias = ServerBatch
 

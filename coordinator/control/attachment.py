@@ -64,6 +64,7 @@ class Attachment:
             memory=self._memory,
             draining=self._dispatcher.draining,
             max_message=self._dispatcher.max_message,
+            reducers=self._dispatcher.reducers,
         )
 
     def drain(self) -> None:

@@ -28,7 +28,7 @@ from manager.core.backend import Acquired, Listener, Running, check_size
 from manager.core.call import Answer, OutcomeKind
 from manager.core.members import Member
 from manager.errors import Closed, MusterError, ReductionError
-from manager.payloads.blobs import Blob, Payload, Sample, can_open, share
+from manager.payloads.blobs import Payload, Sample, can_open, share
 from manager.reducing.shares import Reduction
 from manager.usage import allow_many_files
 from protos import control_pb2
@@ -63,6 +63,7 @@ class Link:
         self._error: MusterError | None = None
         self._draining = False
         self._max_message = MAX_ITEM_BYTES
+        self.reducers: Sequence[str] = ()
         self._sample = Sample()
         self._outgoing = Outgoing()
         self._coordinator_pid = 0
@@ -113,6 +114,7 @@ class Link:
                 if isinstance(welcome, control_pb2.ServerBatch):
                     self._outgoing.shares_memory = welcome.shares_memory
                     self._draining, self._max_message = welcome.draining, welcome.max_message
+                    self.reducers = tuple(welcome.reducers)
                     self._coordinator_pid = welcome.memory.pid
                     opens = can_open(welcome.memory)
                     await self._stream.write(control_pb2.ClientBatch(shares_memory=opens))
@@ -338,14 +340,7 @@ class Link:
                 self._writer.add("opened", message.descriptor)
 
     def _settle(self, call: PendingCall, arrived: Sequence[tuple[int, int, Payload | None]]) -> None:
-        for index, outcome, answer in arrived:
-            kind = OutcomeKind.LOST if answer is None else OutcomeKind(outcome)
-            call.outcomes[index] = (kind, answer or b"")
-            call.results += kind is OutcomeKind.RESULT
-            call.bytes += len(answer or b"")
-            if isinstance(answer, Blob) and call.listener is None:
-                answer.settle()  # descriptors are few, and it stays
-        call.pending -= len(arrived)
+        call.settle(arrived)
         if call.listener is not None:
             call.listener.settled(call, [index for index, _, _ in arrived])
         if call.pending == 0:

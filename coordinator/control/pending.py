@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from manager.core.backend import Acquired, Listener
-from manager.core.call import Answer
+from manager.core.call import Answer, OutcomeKind
 from manager.errors import NotEnoughParticipants
-from manager.payloads.blobs import Payload
+from manager.payloads.blobs import Blob, Payload
 from protos import control_pb2
 
 
@@ -45,6 +45,17 @@ class PendingCall:
     results: int = 0
     folded: int = 0
     bytes: int = 0
+
+    def settle(self, arrived: Sequence[tuple[int, int, Payload | None]]) -> None:
+        """These outcomes have come; an answer that can't be opened is None."""
+        for index, outcome, answer in arrived:
+            kind = OutcomeKind.LOST if answer is None else OutcomeKind(outcome)
+            self.outcomes[index] = (kind, answer or b"")
+            self.results += kind is OutcomeKind.RESULT
+            self.bytes += len(answer or b"")
+            if isinstance(answer, Blob) and self.listener is None:
+                answer.settle()  # descriptors are few, and it stays
+        self.pending -= len(arrived)
 
     @property
     def answered(self) -> int:

@@ -61,6 +61,7 @@ class Workers:
         self._transport = LinkTransport(self.workers, self._transmit)
         self.dispatcher = Dispatcher(self._transport, first_tag=epoch)
         self.dispatcher.max_message = settings.limits.max_message
+        self.dispatcher.reducers = settings.reducers
         self.draining = Draining(
             self.workers,
             self.dispatcher,

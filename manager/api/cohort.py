@@ -161,7 +161,7 @@ class AsyncCohort(_Cohort[A]):
     ) -> Reduced[A]:
         """Like Cohort.reduce. Cancelling the task gives the call up everywhere."""
         check_progress(progress)
-        merging = make_reducer(reducer, options, (reducer,))
+        merging = make_reducer(reducer, options, self._backend.reducers)
         proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         call = self._backend.start_call(
             self._members(proxies), payloads, left, quorum, Reduction(reducer, options)
@@ -259,11 +259,12 @@ class Cohort(_Cohort[B]):
             options: of the reducer. For the ones named above: ``dtype`` ("float64" or "float32"), in which
                 floats are added up; ``allow_nan`` (False).
 
-        Raises ValueError for a reducer or an option that doesn't exist, ReductionError if what the workers
-        send can't be merged (a sum of integers that leaves 64 bits). Otherwise it is the Reduced that tells.
+        Raises ValueError for a reducer or an option that doesn't exist or isn't allowed, ReductionError if
+        what the workers send can't be merged (a sum of integers that leaves 64 bits). Otherwise it is the
+        Reduced that tells.
         """
         check_progress(progress)
-        merging = make_reducer(reducer, options, (reducer,))
+        merging = make_reducer(reducer, options, self._backend.reducers)
         proxies, payloads, left, quorum = self._prepare(instruction, timeout, quorum)
         call = self._wait(proxies, payloads, left, quorum, Reduction(reducer, options), progress)
         return reduced(proxies, call, merging)

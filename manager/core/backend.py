@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,6 +87,11 @@ class Listener(Waiter, Protocol):
 
 
 class Backend(Protocol):
+    @property
+    def reducers(self) -> Collection[str]:
+        """Import paths of those that are allowed, besides the built-in ones."""
+        ...
+
     async def acquire(
         self,
         minimum: int,

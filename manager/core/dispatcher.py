@@ -53,6 +53,8 @@ class Dispatcher:
         """Why nobody will ever be there any more; empty if it ends because somebody wants it to."""
         self.max_message = MAX_MESSAGE_SIZE
         """Bytes that an instruction may have."""
+        self.reducers: Sequence[str] = ()
+        """Import paths of those that are allowed, besides the built-in ones."""
         self._sparingly = Sparingly(log)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")

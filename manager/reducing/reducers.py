@@ -109,7 +109,8 @@ def make_reducer(name: str, options: Mapping[str, Plain], allowed: Collection[st
             )
         if name not in allowed:
             raise ValueError(
-                f"reducer {name!r} isn't allowed here: allow it with coordinator start --reducer {name}"
+                f"reducer {name!r} isn't allowed here: allow it with coordinator start --reducer {name}, or "
+                f"reducers=[{name!r}] where the program starts the workers itself"
             )
         path = name
     reducer = _load(path)

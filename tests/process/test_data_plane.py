@@ -381,10 +381,21 @@ def test_an_option_that_can_not_be_sent_is_refused_at_once_and_nobody_is_busy(
     assert len(reduced.folded) == 6
 
 
-def test_a_reducer_that_is_not_allowed_is_everybodys_failure_which_says_how_to_allow_it(
+def test_a_reducer_that_is_not_allowed_is_refused_before_anything_is_sent(
     served: Served, devices: Devices
 ) -> None:
     joined, cohort = gather(served, devices, 3)
+    with pytest.raises(ValueError, match=r"--reducer tests.process.test_data_plane:Last, or reducers=\["):
+        cohort.reduce(tensors({"x": np.ones(1)}), f"{__name__}:Last", timeout=PATIENCE)
+    assert not any(device.received for device in joined)
+
+
+def test_a_reducer_that_a_worker_does_not_allow_is_everybodys_failure_which_says_how_to_allow_it(
+    served: Served, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a worker that has been adopted from a coordinator with other settings."""
+    joined, cohort = gather(served, devices, 3)
+    monkeypatch.setattr(cohort._backend, "reducers", [f"{__name__}:Last"])
     reduced = cohort.reduce(tensors({"x": np.ones(1)}), f"{__name__}:Last", timeout=PATIENCE)
     assert set(reduced.failures) == set(cohort), str(reduced)
     for text in reasons(reduced).values():
