@@ -56,16 +56,17 @@ class NotEnoughParticipants(MusterError, TimeoutError):
         self.taken = taken
         self.pooled = pooled
         self.waited = waited
-        wanted = f"{asked} participants"
+        wanted = f"{asked} participant{'' if asked == 1 else 's'}"
         if where:
             wanted += " where " + ", ".join(f"{key}={value}" for key, value in where.items())
         spread = ", ".join(
             f"worker {worker}: {count}" for worker, count in sorted(matching_by_worker.items())
         )
         super().__init__(
-            f"asked for {wanted}; after {waited:.1f} s there were {self.matching}"
+            f"asked for {wanted}; after {waited:.1f} s "
+            + f"there {'was' if self.matching == 1 else 'were'} {self.matching}"
             + (f" ({spread})" if spread else "")
-            + (f" and {taken} that are leased or at work" if taken else "")
+            + (f" and {taken} that {'is' if taken == 1 else 'are'} leased or at work" if taken else "")
             + (f", of {pooled} pooled in all" if pooled != self.matching else "")
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from coordinator.commands.view import UPDATE_INTERVAL, LogView, View, log
+from coordinator.commands.view import UPDATE_INTERVAL, LogView, View, log, time_to_finish
 from coordinator.running import RunningCoordinator
 from coordinator.settings import Settings
 from coordinator.workers.supervisor import ALL_GIVEN_UP
@@ -110,8 +110,7 @@ async def _stop(coordinator: RunningCoordinator, signals: _Signals, grace: float
     calls = len(coordinator.dispatcher.calls)
     # A signal shortens what `coordinator drain` may have begun.
     patience = coordinator.drain(grace if signals.stop.done() else None)
-    finish = f": {calls} running calls have {round(patience, 1):g} s to finish" if calls else ""
-    log.info("stopping%s", finish)
+    log.info("stopping%s", f": {time_to_finish(calls, patience)}" if calls else "")
     stopping = asyncio.ensure_future(coordinator.stop())
     if not signals.stop.done():
         await asyncio.wait([stopping, signals.stop], return_when=asyncio.FIRST_COMPLETED)

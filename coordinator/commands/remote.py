@@ -204,10 +204,12 @@ def stop(access: Access) -> None:
 def _end(access: Access, grace: float | None) -> None:
     import grpc
 
+    from coordinator.commands.view import time_to_finish
+
     with _Asking(access) as stub:
         reply = stub.Drain(control_pb2.DrainRequest(grace_seconds=grace), timeout=ANSWER_TIMEOUT)
         if reply.calls and reply.grace_seconds:
-            click.echo(f"{reply.calls} running calls have {reply.grace_seconds:g} s to finish")
+            click.echo(time_to_finish(reply.calls, reply.grace_seconds))
         try:
             while stub.GetStatus(control_pb2.StatusRequest(), timeout=ANSWER_TIMEOUT).pid == reply.pid:
                 time.sleep(LOOK_INTERVAL)

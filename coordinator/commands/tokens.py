@@ -16,6 +16,7 @@ import click
 from coordinator.commands import token_file
 from coordinator.commands.remote import fail, json_option
 from coordinator.commands.token_file import TokenFileError
+from coordinator.commands.view import counted
 from manager.access.tokens import RANDOM_BYTES, TokensError, added, check_name, make_token, parse, removed
 
 file_option = click.option(
@@ -91,7 +92,7 @@ def revoke(name: str, file: Path, keep_newest: bool) -> None:
         _fail(file, error)
     if not there:
         fail(f"{file} has no token of {name}; `coordinator tokens list` shows whose there are")
-    click.echo(f"{gone} of {there} tokens of {name} are revoked")
+    click.echo(f"{gone} of {counted(there, 'token')} of {name} {'is' if gone == 1 else 'are'} revoked")
 
 
 @tokens.command("list")

@@ -38,8 +38,8 @@ class LogView:
     def update(self, status: control_pb2.Status) -> None:
         if status.participants != self._last:
             log.info(
-                "%d participants (%+d): %s",
-                status.participants,
+                "%s (%+d): %s",
+                counted(status.participants, "participant"),
                 status.participants - self._last,
                 ", ".join(f"worker {worker.index}: {worker.participants}" for worker in status.workers),
             )
@@ -50,6 +50,17 @@ class LogView:
 
     def __exit__(self, *exc_info: object) -> None:
         pass
+
+
+def counted(count: int, what: str) -> str:
+    """Like ``1 call`` or ``1,200 calls``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def time_to_finish(calls: int, seconds: float) -> str:
+    """How long calls may go on when a coordinator stops."""
+    have = "has" if calls == 1 else "have"
+    return f"{counted(calls, 'running call')} {have} {round(seconds, 1):g} s to finish"
 
 
 def as_dict(message: Message) -> dict[str, Any]:

@@ -108,13 +108,14 @@ def test_all_tokens_of_a_name_are_revoked(file: Path) -> None:
     assert left.find(second) is None
     assert left.find(other) is not None
     assert mode(file) == 0o600
+    assert tokens("revoke", "b", "--file", file).stdout == "1 of 1 token of b is revoked\n"
 
 
 def test_a_token_is_replaced_without_a_gap(file: Path) -> None:
     old, new = issue(file, "a"), issue(file, "a")
     assert len(parse(file.read_text())) == 2
     result = tokens("revoke", "a", "--keep-newest", "--file", file)
-    assert result.stdout == "1 of 2 tokens of a are revoked\n"
+    assert result.stdout == "1 of 2 tokens of a is revoked\n"
     left = parse(file.read_text())
     assert left.find(old) is None
     assert left.find(new) is not None

@@ -18,7 +18,7 @@ from coordinator.commands.terminal import (
     render_participants,
     render_status,
 )
-from coordinator.commands.view import LogView, as_dict
+from coordinator.commands.view import LogView, as_dict, time_to_finish
 from protos import control_pb2
 
 STATUS = control_pb2.Status(
@@ -31,9 +31,9 @@ STATUS = control_pb2.Status(
 )
 
 
-def shown(renderable: RenderableType) -> str:
+def shown(renderable: RenderableType, width: int = 200) -> str:
     out = io.StringIO()
-    Console(file=out, width=200, force_terminal=True, color_system=None).print(renderable)
+    Console(file=out, width=width, force_terminal=True, color_system=None).print(renderable)
     return out.getvalue()
 
 
@@ -117,6 +117,14 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("calls", "text"),
+    [(1, "1 running call has 2.5 s to finish"), (1_200, "1,200 running calls have 2.5 s to finish")],
+)
+def test_time_to_finish(calls: int, text: str) -> None:
+    assert time_to_finish(calls, 2.46) == text
+
+
 @pytest.mark.parametrize(("size", "text"), [(0, ""), (2**20, "1 MiB"), (3 * 2**30, "3072 MiB")])
 def test_sizes(size: int, text: str) -> None:
     assert mebibytes(size) == text
@@ -138,9 +146,11 @@ def test_the_log_tells_changes_only(caplog: pytest.LogCaptureFixture) -> None:
         view.update(control_pb2.Status(participants=3))
         view.update(control_pb2.Status(participants=3))
         view.update(control_pb2.Status(participants=2))
+        view.update(control_pb2.Status(participants=1))
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "3 participants (+3)",
         "2 participants (-1)",
+        "1 participant (-1)",
     ]
 
 

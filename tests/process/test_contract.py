@@ -88,10 +88,16 @@ def test_a_shortage_says_how_many_were_asked_for_and_where_the_others_are(
     assert isinstance(e.value, TimeoutError)
     assert (e.value.asked, e.value.matching, e.value.pooled) == (10, 3, 3)
     assert sum(e.value.matching_by_worker.values()) == 3
-    with served.manager.lease(2), pytest.raises(NotEnoughParticipants) as e:
-        served.manager.get_participants(3, timeout=0)
-    assert (e.value.matching, e.value.taken) == (1, 2)
-    assert str(e.value).endswith(") and 2 that are leased or at work, of 3 pooled in all")
+    with served.manager.lease(2):
+        with pytest.raises(NotEnoughParticipants, match=r" there was 1 \(") as e:
+            served.manager.get_participants(3, timeout=0)
+        assert (e.value.matching, e.value.taken) == (1, 2)
+        assert str(e.value).endswith(") and 2 that are leased or at work, of 3 pooled in all")
+    with served.manager.lease(1):
+        with pytest.raises(NotEnoughParticipants, match=r" and 1 that is leased or at work, of 3 pooled"):
+            served.manager.get_participants(3, timeout=0)
+        with pytest.raises(NotEnoughParticipants, match=r"asked for 1 participant where region=eu; "):
+            served.manager.get_participants(1, where={"region": "eu"}, timeout=0)
 
 
 def test_a_waiting_caller_returns_as_soon_as_the_last_one_joins(served: Served, devices: Devices) -> None:

@@ -84,7 +84,7 @@ def test_drain_lets_running_calls_finish_and_says_when_it_is_done(tmp_path: Path
             device.release()
             assert running.result(20).result.payload == b"last"
             said = draining.result(20)
-        assert "1 running calls have 60 s to finish" in said
+        assert "1 running call has 60 s to finish" in said
         assert f"the coordinator at {coordinator.control} (pid {coordinator.pid}) has stopped" in said
         assert coordinator.wait() == 0, coordinator.output
         eventually(lambda: device.reconnect is not None)
@@ -137,7 +137,7 @@ def test_a_long_drain_can_be_shortened(tmp_path: Path, devices: Devices, how: st
                 coordinator.send(signal.SIGTERM)
             assert coordinator.wait() == 0, coordinator.output
             said = draining.result(20)
-            assert "1 running calls have 600 s to finish" in said
+            assert "1 running call has 600 s to finish" in said
             assert "has stopped" in said
             with contextlib.suppress(CoordinatorGone):
                 assert len(running.result(20).lost) == 1

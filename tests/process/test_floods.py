@@ -206,7 +206,7 @@ def test_connections_to_the_control_address_do_not_end_the_coordinator(
     coordinator = WithFewFiles(tmp_path / "log", files, "--workers=1")
     try:
         (device,) = devices.join(coordinator.listen, 1)
-        eventually(lambda: "1 participants (+1)" in coordinator.output)
+        eventually(lambda: "1 participant (+1)" in coordinator.output)
         process = psutil.Process(coordinator.pid)
         host, _, port = coordinator.control.rpartition(":")
         with contextlib.ExitStack() as strangers:
