@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.commands.view import counted
 from protos import control_pb2
 
 
@@ -60,7 +61,7 @@ class CpuLoad:
 
 
 def render_status(status: control_pb2.Status, load: CpuLoad | None = None) -> RenderableType:
-    """The status as a table and a line. With ``load``, CPU use as of late; else CPU seconds so far."""
+    """The status as a table and two lines. With ``load``, CPU use as of late; else CPU seconds so far."""
 
     def cpu(pid: int, seconds: float) -> str:
         if load is None:
@@ -102,32 +103,33 @@ def render_status(status: control_pb2.Status, load: CpuLoad | None = None) -> Re
         str(status.pid),
     )
     counters = status.counters
-    parts = [
+    now = [
         f"{status.busy:,} busy",
         f"{status.leased:,} leased",
         f"{status.attached:,} attached",
         f"{status.waiting:,} waiting",
-        f"{status.calls:,} calls running",
-        f"{counters.results:,} results",
+        counted(status.calls, "call") + " running",
     ]
+    if status.moving:
+        now.append(f"{status.moving:,} moving")
+    so_far = [counted(counters.results, "result")]
     for name, count in (
         ("failures", counters.failures),
         ("lost", counters.lost),
         ("timed out", counters.timed_out),
         ("cancelled", counters.cancelled),
         ("late", counters.late),
-        ("moving", status.moving),
         ("refused scripts", status.refused_scripts),
         ("link errors", status.link_errors),
     ):
         if count:
-            parts.append(f"{count:,} {name}")
+            so_far.append(f"{count:,} {name}")
     refused = sorted(status.refused.items(), key=lambda item: (-item[1], item[0]))
     if refused:
         causes = ", ".join(f"{cause} {count:,}" for cause, count in refused)
-        parts.append(f"{sum(status.refused.values()):,} refused ({causes})")
+        so_far.append(f"{sum(status.refused.values()):,} refused ({causes})")
     troubles = [Text(trouble, "bold red") for trouble in status.troubles]
-    return Group(head, table, Text(" · ".join(parts)), *troubles)
+    return Group(head, table, Text(" · ".join(now)), Text(" · ".join(so_far)), *troubles)
 
 
 def render_participants(participants: Iterable[control_pb2.Participant]) -> Table:

@@ -89,6 +89,15 @@ def test_a_status_shows_workers_and_what_has_happened() -> None:
     assert "lost" not in text  # nothing of what hasn't happened
 
 
+def test_what_has_happened_has_a_line_of_its_own_that_80_columns_are_enough_for() -> None:
+    counters = control_pb2.Counters(results=1, failures=2, lost=3, timed_out=4, cancelled=5, late=6)
+    text = shown(render_status(control_pb2.Status(calls=1, moving=7, counters=counters)), width=80)
+    assert text.splitlines()[-2:] == [
+        "0 busy · 0 leased · 0 attached · 0 waiting · 1 call running · 7 moving",
+        "1 result · 2 failures · 3 lost · 4 timed out · 5 cancelled · 6 late",
+    ]
+
+
 def test_restarts_are_counted_from_the_second_incarnation_on() -> None:
     rows = (line.split() for line in shown(render_status(STATUS)).splitlines())
     (row,) = (row for row in rows if row[:2] == ["0", "up"])
