@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.commands.view import counted
+from manager.core.members import readable
 from protos import control_pb2
 
 
@@ -144,7 +145,7 @@ def render_participants(participants: Iterable[control_pb2.Participant]) -> Tabl
             state + (", leased" if participant.leased else ""),
             duration(participant.connected_seconds),
             plain(" ".join(f"{key}={value}" for key, value in sorted(participant.attributes.items()))),
-            plain(participant.peer),
+            plain(readable(participant.peer)),
         )
     return table
 

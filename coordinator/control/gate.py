@@ -20,6 +20,7 @@ import grpc.aio
 from manager.access.identity import Identity, UnauthenticatedError, bearer
 from manager.access.token_file import read_tokens
 from manager.access.watched import Watched
+from manager.core.members import readable
 from manager.logs import Sparingly
 
 log = logging.getLogger("muster.control")
@@ -103,7 +104,8 @@ class ControlGate(grpc.aio.ServerInterceptor):
 
     def _count(self, context: Context, text: str) -> None:
         self.refused += 1
-        self._sparingly.warning("refused", "refused %s at the control address: %s", context.peer(), text)
+        peer = readable(context.peer())
+        self._sparingly.warning("refused", "refused %s at the control address: %s", peer, text)
 
 
 async def _send_away(task: asyncio.Task[Any], context: Context) -> None:

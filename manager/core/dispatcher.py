@@ -20,7 +20,7 @@ from typing import cast
 from manager.core.backend import Acquired, Running, Waiter, check_size
 from manager.core.call import Call, OutcomeKind
 from manager.core.calls import CallTable
-from manager.core.members import Member, printable
+from manager.core.members import Member, printable, readable
 from manager.core.pool import Pool, Request
 from manager.core.transport import Transport
 from manager.errors import Closed
@@ -81,8 +81,8 @@ class Dispatcher:
                 "again",
                 "participant %s connected again (%s); its older session (%s) is ended",
                 printable(member.participant_id),
-                member.peer,
-                replaced.peer,
+                readable(member.peer),
+                readable(replaced.peer),
             )
             self._transport.end(replaced)
             self._left(replaced)

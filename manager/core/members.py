@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from manager.core.call import Call
@@ -175,6 +176,12 @@ ANONYMOUS = "anonymous-"
 def recognisable(participant_id: str) -> bool:
     """Whether it would be known again when it comes back: its id is its own."""
     return not participant_id.startswith(ANONYMOUS)
+
+
+def readable(peer: str) -> str:
+    """What gRPC calls a peer, for people: ``ipv6:%5B::1%5D:5`` is ``[::1]:5``."""
+    scheme, _, address = peer.partition(":")
+    return unquote(address) if scheme in ("ipv4", "ipv6") else peer
 
 
 def printable(participant_id: str) -> str:

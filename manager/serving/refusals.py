@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 import grpc
 import grpc.aio
 
+from manager.core.members import readable
 from manager.logs import Sparingly
 from manager.serving.refused import Cause, Refused
 from manager.serving.stream import Stream, reconnect_message
@@ -41,13 +42,13 @@ class Refusals:
 
     async def stranger(self, context: _Context, text: str) -> None:
         """For one who has not shown who it is. Nothing of it is kept."""
-        self._note(Cause.CREDENTIALS, f"a participant at {context.peer()}", text)
+        self._note(Cause.CREDENTIALS, f"a participant at {readable(context.peer())}", text)
         await self._hear_out(context)
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
 
     async def too_large(self, context: _Context, text: str) -> None:
         """For one whose call is larger than it may be before it has said anything."""
-        self._note(Cause.MAX_METADATA, f"a participant at {context.peer()}", text)
+        self._note(Cause.MAX_METADATA, f"a participant at {readable(context.peer())}", text)
         await self._hear_out(context)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
@@ -67,7 +68,8 @@ class Refusals:
         Without ``wait`` it is cut off, and whether it reads that is its business.
         """
         text += f"; come back in {delay:.0f} s"
-        self._log.warning("no room", "ended the stream of a participant at %s: %s", context.peer(), text)
+        peer = readable(context.peer())
+        self._log.warning("no room", "ended the stream of a participant at %s: %s", peer, text)
         if not wait:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         await context.write(reconnect_message(delay))

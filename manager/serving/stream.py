@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
-from manager.core.members import printable
+from manager.core.members import printable, readable
 from manager.serving.session import Session, State
 from manager.serving.verdicts import EndReason, Verdict
 from protos import stream_pb2
@@ -86,8 +86,8 @@ class Stream:
 
     def __str__(self) -> str:
         if self.hello is not None and self.hello.participant_id:
-            return f"participant {printable(self.hello.participant_id)} ({self.peer})"
-        return f"a participant at {self.peer}"
+            return f"participant {printable(self.hello.participant_id)} ({readable(self.peer)})"
+        return f"a participant at {readable(self.peer)}"
 
     @property
     def busy(self) -> bool:

@@ -111,6 +111,20 @@ def test_a_participant_is_shown_by_the_name_it_has(name: str) -> None:
     assert text.count(name) == 4
 
 
+@pytest.mark.parametrize(
+    ("peer", "text"),
+    [
+        ("ipv4:127.0.0.1:60924", "127.0.0.1:60924"),
+        ("ipv6:%5B::1%5D:48974", "[::1]:48974"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:1", "[fe80::1%eth0]:1"),
+        ("unix:", "unix:"),
+    ],
+)
+def test_addresses_are_shown_as_people_write_them(peer: str, text: str) -> None:
+    shown_last = shown(render_participants([control_pb2.Participant(id="a", peer=peer)])).split()[-1]
+    assert shown_last == text
+
+
 @given(st.text(max_size=30))
 def test_no_participant_can_speak_to_the_terminal(text: str) -> None:
     participant = control_pb2.Participant(id=text, attributes={text: text}, peer=text)

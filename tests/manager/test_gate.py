@@ -131,7 +131,7 @@ async def test_strangers_are_refused_counted_and_forgotten(
             assert peer.status == (grpc.StatusCode.UNAUTHENTICATED, text)
     assert guarded.servicer.refused == {Cause.CREDENTIALS: 5}
     assert len(guarded.identities) == 1
-    assert "ended the stream of a participant at ipv4:127.0.0.1:1: " + ABSENT in caplog.text
+    assert "ended the stream of a participant at 127.0.0.1:1: " + ABSENT in caplog.text
     assert "muster_" not in caplog.text
     assert len(caplog.records) == 1, "the others are summed up"
     await guarded.close()

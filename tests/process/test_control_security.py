@@ -129,7 +129,7 @@ def test_refusals_are_few_lines_and_show_no_token(guarded: RunningCoordinator, t
         call(guarded.control, "GetStatus", (("authorization", "Bearer not-for-the-log"),))
     lines = [each["event"] for each in guarded.records() if "at the control address" in each["event"]]
     assert 0 < len(lines) < 20
-    assert lines[0].startswith("refused ipv4:127.0.0.1:")
+    assert lines[0].startswith("refused 127.0.0.1:")
     shown = [guarded.output, *psutil.Process(guarded.pid).cmdline()]
     for secret in ("not-for-the-log", *tokens.issued.values()):
         assert not any(secret in text for text in shown)
