@@ -146,13 +146,13 @@ class Pairs(ParamType[tuple[str, str]]):
 @click.option("--where", type=Pairs(), multiple=True, help="Only those with this attribute. May be repeated.")
 @json_option
 def participants(access: Access, where: tuple[tuple[str, str], ...], as_json: bool) -> None:
-    """List the participants that are connected now."""
+    """List the participants that are connected now, by id."""
     from coordinator.commands.view import as_dict
 
     request = control_pb2.ListParticipantsRequest(where=dict(where))
     with _Asking(access) as stub:
         pages = stub.ListParticipants(request, timeout=ANSWER_TIMEOUT)
-        found = [participant for page in pages for participant in page.participants]
+        found = sorted((each for page in pages for each in page.participants), key=lambda each: each.id)
     if as_json:
         click.echo(json.dumps([as_dict(participant) for participant in found], indent=2))
     elif found:
