@@ -23,6 +23,7 @@ from manager.listen import Address
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
 from manager.options import (
+    HELP,
     AddressType,
     limit_options,
     log_options,
@@ -49,7 +50,7 @@ EXIT_LINK_LOST = 4
 log = logging.getLogger("muster.worker")
 
 
-@click.group()
+@click.group(context_settings=HELP)
 @click.version_option(VERSION, prog_name="manager")
 def main() -> None:
     """A worker of a Muster cluster. `coordinator start` runs as many as you ask it for."""

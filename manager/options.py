@@ -18,6 +18,9 @@ from manager.logs import LOG_FORMATS, LOG_LEVELS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+HELP = {"help_option_names": ["-h", "--help"]}
+"""Settings of the context of a command line; its commands inherit them."""
+
 if TYPE_CHECKING:
     from click import ParamType as ParamType
 else:

@@ -25,6 +25,7 @@ from manager.listen import CAN_SHARE_PORT
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
 from manager.options import (
+    HELP,
     AddressType,
     limit_options,
     log_options,
@@ -37,7 +38,7 @@ from manager.usage import allow_many_files, leave_linear_algebra_single
 from protos.version import VERSION
 
 
-@click.group()
+@click.group(context_settings=HELP)
 @click.version_option(VERSION, prog_name="coordinator")
 def main() -> None:
     """Muster: coordinate the participants of federated learning, on every core.

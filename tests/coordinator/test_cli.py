@@ -372,6 +372,13 @@ def test_every_command_and_option_explains_itself(command: str | None) -> None:
             assert parameter.help, parameter.name
 
 
+@pytest.mark.parametrize("program", [cli.main, manager_cli.main])
+def test_h_is_short_for_help_everywhere(program: click.Group) -> None:
+    for names in [[], *(names for names, _ in commands(program))]:
+        short, long = (CliRunner().invoke(program, [*names, option]) for option in ("-h", "--help"))
+        assert (short.exit_code, short.output) == (0, long.output)
+
+
 def commands(group: click.Group, *names: str) -> Iterator[tuple[list[str], click.Command]]:
     """All that can be called, with the names by which it is."""
     for name, command in group.commands.items():
