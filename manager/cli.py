@@ -56,7 +56,7 @@ def main() -> None:
     """A worker of a Muster cluster. `coordinator start` runs as many as you ask it for."""
 
 
-@main.command()
+@main.command(short_help="Run one worker in the foreground.")
 @option("--coordinator", required=True, metavar="ENDPOINT", help="ZeroMQ endpoint of the link.")
 @option("--index", type=click.IntRange(0), required=True, help="Which worker this is.")
 @option("--incarnation", type=click.IntRange(1), default=1, help="Which life of it.")

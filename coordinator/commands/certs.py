@@ -257,7 +257,7 @@ def participant_command(certs: Certs, participant_id: str | None) -> str:
     return shlex.join(["participant", "start", *arguments])
 
 
-@click.command("certs")
+@click.command("certs", short_help="Make certificates and keys for development.")
 @click.option(
     "--dir",
     "path",

@@ -110,7 +110,7 @@ def reaching(command: Callable[..., None]) -> Callable[..., None]:
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
-@click.command()
+@click.command(short_help="Show workers, participants, outcomes so far.")
 @reaching
 @json_option
 def status(access: Access, as_json: bool) -> None:
@@ -181,7 +181,7 @@ def top(access: Access) -> None:
                 answer = stub.GetStatus(control_pb2.StatusRequest(), timeout=ANSWER_TIMEOUT)
 
 
-@click.command()
+@click.command(short_help="Let running calls finish, then end the coordinator.")
 @reaching
 @click.option(
     "--grace",
@@ -219,7 +219,7 @@ def _end(access: Access, grace: float | None) -> None:
     click.echo(f"the coordinator at {access} (pid {reply.pid}) has stopped")
 
 
-@click.command("restart-workers")
+@click.command("restart-workers", short_help="Start all workers again, one after the other.")
 @reaching
 def restart_workers(access: Access) -> None:
     """Drain all workers and start them again, one after the other.

@@ -29,7 +29,7 @@ file_option = click.option(
 )
 
 
-@click.group()
+@click.group(short_help="Issue and revoke the tokens of participants.")
 def tokens() -> None:
     """Issue and revoke the tokens by which participants are known.
 

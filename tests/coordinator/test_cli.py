@@ -379,6 +379,16 @@ def test_h_is_short_for_help_everywhere(program: click.Group) -> None:
         assert (short.exit_code, short.output) == (0, long.output)
 
 
+@pytest.mark.parametrize(
+    ("program", "arguments"), [(cli.main, []), (cli.main, ["tokens"]), (manager_cli.main, [])]
+)
+def test_what_a_group_says_of_its_commands_is_not_cut_off(program: click.Group, arguments: list[str]) -> None:
+    said = CliRunner().invoke(program, [*arguments, "--help"], terminal_width=80).output
+    said = said.partition("\nCommands:\n")[2]
+    assert said
+    assert "..." not in said
+
+
 def commands(group: click.Group, *names: str) -> Iterator[tuple[list[str], click.Command]]:
     """All that can be called, with the names by which it is."""
     for name, command in group.commands.items():
