@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
+
+import pytest
 
 from coordinator import connect
 from coordinator.commands.certs import link_options, make, participant_command, start_command
 from protos.messages import instruction
 from tests.process.running import BIN, Process, command, run, start_coordinator
 from tests.support import PATIENCE, eventually
+from tests.test_layout import ROOT
 
 
 def test_the_commands_that_it_prints_make_a_cluster(tmp_path: Path) -> None:
@@ -44,6 +48,26 @@ def test_the_commands_that_it_prints_make_a_cluster(tmp_path: Path) -> None:
             cohort = connection.get_participants(2, timeout=PATIENCE)
             assert sorted(each.id for each in cohort) == ["site-0", "site-1"]
             assert len(cohort.run(instruction("echo", config={"number": 1}), timeout=PATIENCE).results) == 2
+
+
+def test_the_commands_of_the_readme_work_in_the_order_in_which_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the ports, which are the test's own, and the server's name, which is nobody's."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## On a network\n")[2]
+    lines = re.findall(r"^coordinator .+", text, flags=re.M)
+    assert len(lines) == 8
+    control = ""
+    with ExitStack() as stack:
+        for number, line in enumerate(lines):
+            line = re.sub(r"0\.0\.0\.0:\d+", "0.0.0.0:0", line).replace("fl.example.org:50050", control)
+            words = shlex.split(line, comments=True)
+            if words[1] == "start":
+                running = stack.enter_context(start_coordinator(tmp_path / f"{number}.log", *words[2:]))
+                control = f"localhost:{running.control.rpartition(':')[2]}"
+            else:
+                command(*words)
 
 
 def test_who_can_not_be_kept_in_a_place_is_told_so(tmp_path: Path) -> None:
