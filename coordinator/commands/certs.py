@@ -316,4 +316,5 @@ def certs(path: Path, hosts: Sequence[str], participants: Sequence[str], days: i
     click.echo("Start participants with" if ids else "Start participants, which need no certificates, with")
     for participant_id in ids or [None]:
         click.echo(f"  {participant_command(done, participant_id)}")
-    click.echo(f"\nA device needs {done.ca.certificate} and its own two files; {done.ca.key} must stay here.")
+    own = " and its own two files" if ids else ""
+    click.echo(f"\nA device needs {done.ca.certificate}{own}; {done.ca.key} must stay here.")

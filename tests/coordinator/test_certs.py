@@ -354,7 +354,11 @@ def test_without_participants_nobody_needs_a_certificate(path: Path) -> None:
     assert "--listen=127.0.0.1:50051" in start_command(certs)
     assert "--tls-client-ca" not in start_command(certs)
     assert participant_command(certs, None).endswith(f"--connect=localhost:50051 --ca={path}/ca.pem")
-    assert f"  {participant_command(certs, None)}\n" in run(f"--dir={path}")[1]
+    output = run(f"--dir={path}")[1]
+    assert f"  {participant_command(certs, None)}\n" in output
+    assert output.endswith(f"\nA device needs {path}/ca.pem; {path}/ca.key must stay here.\n")
+    output = run(f"--dir={path}", "--participant=a")[1]
+    assert f"\nA device needs {path}/ca.pem and its own two files; " in output
 
 
 def test_a_certificate_that_ends_soon_is_named(path: Path) -> None:
