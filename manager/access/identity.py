@@ -37,7 +37,10 @@ def bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """
     found = [value for key, value in metadata if key == "authorization"]
     if not found:
-        raise UnauthenticatedError("a token is needed, in the call's metadata: authorization: Bearer <token>")
+        raise UnauthenticatedError(
+            "a token is needed (--token-file, or token=), "
+            "in the call's metadata: authorization: Bearer <token>"
+        )
     if len(found) > 1 or not isinstance(found[0], str):
         raise UnauthenticatedError("exactly one token is needed, in the call's metadata")
     scheme, _, token = found[0].partition(" ")

@@ -20,7 +20,7 @@ from tests.manager.test_peer_certificate import certificate
 from tests.manager.test_servicer import Context, Served, on_a_loop
 
 A, B = make_token(b"a" * 32), make_token(b"b" * 32)
-ABSENT = "a token is needed, in the call's metadata: authorization: Bearer <token>"
+ABSENT = "a token is needed (--token-file, or token=), in the call's metadata: authorization: Bearer <token>"
 INVALID = "the token is not valid, or not any more"
 
 

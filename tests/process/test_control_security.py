@@ -90,7 +90,7 @@ def test_whatever_is_asked_a_token_is_needed(
     before = alice.status().refused_scripts
     good, bad = f"Bearer {tokens.issued['alice']}", f"Bearer {participants.issued['alice']}"
     shown: list[tuple[Shown, str]] = [
-        ((), "a token is needed, in the call's metadata: authorization: Bearer <token>"),
+        ((), "a token is needed (--token-file, or token=), in the call's metadata: authorization: Bearer <"),
         ((("authorization", bad),), INVALID),
         ((("authorization", good[:-1]),), INVALID),
         ((("authorization", "Bearer"),), "the call's metadata must say: authorization: Bearer <token>"),
@@ -145,9 +145,9 @@ def test_commands_without_a_token_are_refused_in_a_sentence(
     done = run("coordinator", command, f"--control={guarded.control}")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"Error: the coordinator at {guarded.control} refuses this command: a token is needed, in the call's "
-        f"metadata: authorization: Bearer <token>; show a valid token with --token-file (`coordinator "
-        f"tokens issue` makes them)\n"
+        f"Error: the coordinator at {guarded.control} refuses this command: a token is needed "
+        f"(--token-file, or token=), in the call's metadata: authorization: Bearer <token>; "
+        f"show a valid token with --token-file (`coordinator tokens issue` makes them)\n"
     )
 
 
