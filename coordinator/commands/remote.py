@@ -278,6 +278,8 @@ class _Asking:
         access, code = self._access, error.code() if hasattr(error, "code") else None
         if code is StatusCode.UNAVAILABLE and (diagnosis := asyncio.run(access.diagnose())):
             return f"can't connect to the coordinator at {access}: {diagnosis}"
+        if code is StatusCode.UNAVAILABLE and (unknown := access.unknown_name(error.details())):
+            return f"no coordinator answers at {access}: {unknown}; is that what --control is to be?"
         words = {
             StatusCode.UNAVAILABLE: f"no coordinator answers at {access}{_no_socket(access.address)}; is "
             f"`coordinator start` running?",

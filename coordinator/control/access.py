@@ -7,6 +7,7 @@ what a token is, protos/bearer.py.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -21,6 +22,8 @@ from protos.forks import check_process
 from protos.tls import SPEAKS_NO_TLS, TLS, WANTED, TLSError, diagnose
 
 _ROOT = 0
+
+_UNRESOLVED = re.compile("errors? resolving|DNS resolution failed|lookup failed", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,12 @@ class Access:
                 "where participants connect"
             )
         return found
+
+    def unknown_name(self, details: str) -> str | None:
+        """That the host's name isn't known, if that is what gRPC says in ``details``."""
+        if isinstance(self.address, UnixAddress) or not _UNRESOLVED.search(details):
+            return None
+        return f"the name {self.address.host} isn't known here"
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
         check_process()

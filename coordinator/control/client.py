@@ -388,6 +388,8 @@ class Link:
         code, details = await self._ending.wait()
         if code is grpc.StatusCode.UNAVAILABLE and "refused" in details:
             return code, "connection refused"
+        if code is grpc.StatusCode.UNAVAILABLE and (unknown := self._access.unknown_name(details)):
+            return code, unknown
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return code, "it is not a control address (participants connect there?)"
         if code is grpc.StatusCode.OK:

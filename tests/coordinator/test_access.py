@@ -43,6 +43,20 @@ def test_a_token_may_be_in_a_file_which_is_read_each_time(tmp_path: Path) -> Non
         assert access.metadata() == (("authorization", f"Bearer {token}"),)
 
 
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        ("errors resolving a.b:1: [field:hostname lookup error:address lookup failed for a.b:1: no]", True),
+        ("DNS resolution failed for a.b:1: C-ares status is not ARES_SUCCESS", True),
+        ("failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:1: refused", False),
+    ],
+)
+def test_a_name_is_unknown_where_grpc_says_so(details: str, said: bool) -> None:
+    unknown = Access.of("a.b:1", None, None).unknown_name(details)
+    assert unknown == ("the name a.b isn't known here" if said else None)
+    assert Access.of("unix:/a", None, None).unknown_name(details) is None
+
+
 def test_no_token_is_shown() -> None:
     assert SECRET not in repr(Access.of("127.0.0.1:1", None, SECRET))
 

@@ -341,6 +341,17 @@ def test_looking_where_nobody_is_says_what_to_do() -> None:
         )
 
 
+def test_a_host_that_nobody_knows_is_said_to_be_unknown() -> None:
+    done = run("coordinator", "status", "--control=nowhere.invalid:50050")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: no coordinator answers at nowhere.invalid:50050: the name nowhere.invalid isn't known here; "
+        "is that what --control is to be?\n"
+    )
+    with pytest.raises(CoordinatorGone, match=r":50050 \(the name nowhere.invalid isn't known here\); is"):
+        connect("nowhere.invalid:50050", timeout=2)
+
+
 def test_asking_at_the_participants_port_says_so(tmp_path: Path) -> None:
     with start_coordinator(tmp_path / "coordinator.log", "--workers=1") as coordinator:
         done = run("coordinator", "status", f"--control={coordinator.listen}")
