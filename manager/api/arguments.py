@@ -35,11 +35,12 @@ def check_request(
     if isinstance(minimum, Mapping) or isinstance(maximum, Mapping):
         raise TypeError("attributes go to where=, as in get_participants(5, where={'region': 'eu'})")
     minimum = _count("the number of participants", minimum)
-    maximum = None if maximum is None else _count("the number of participants", maximum)
-    if maximum is not None and maximum < max(minimum, 1):
-        raise ValueError(
-            f"max_num_participants ({maximum}) must be at least 1 and min_num_participants ({minimum})"
-        )
+    if maximum is not None:
+        maximum = _count("max_num_participants", maximum, 1)
+        if maximum < minimum:
+            raise ValueError(
+                f"max_num_participants must be at least min_num_participants: {maximum} < {minimum}"
+            )
     check_timeout(timeout)
     if not isinstance(where, Mapping | None):
         raise TypeError(f"where must map names of attributes to values, not be {where!r}")

@@ -47,9 +47,9 @@ def test_what_is_no_number_of_participants_is_refused(number: Any) -> None:
 
 
 def test_at_most_fewer_than_at_least_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"max_num_participants \(2\) must be at least 1 and .* \(3\)"):
+    with pytest.raises(ValueError, match=r"must be at least min_num_participants: 2 < 3$"):
         check_request(3, 2, None, None)
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match=r"^max_num_participants must be an integer of at least 1, not 0$"):
         check_request(0, 0, None, None)
 
 
