@@ -38,7 +38,11 @@ class AsyncParticipants(Generic[A]):
         where: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> AsyncCohort[A]:
-        """Like Participants.get_participants."""
+        """Like Participants.get_participants.
+
+        Those who have been told to reconnect, as when workers are restarted, come along if they are expected
+        back within seconds; calls wait for them.
+        """
         minimum, maximum = check_request(min_num_participants, max_num_participants, where, timeout)
         acquired = await self._get_backend().acquire(
             minimum, maximum, dict(where or {}), timeout, exclusive=False
@@ -114,6 +118,9 @@ class Participants(Generic[B]):
 
         Participants that somebody has leased don't count. Not exclusive: several callers can get the same
         participants, whose calls then queue up. Callers are served in the order in which they asked.
+
+        Those who have been told to reconnect, as when workers are restarted, come along if they are expected
+        back within seconds; calls wait for them.
 
         Args:
             min_num_participants: wait until at least this many are there. 0 returns an empty cohort at once.
