@@ -25,6 +25,8 @@ from manager.loop import new_event_loop
 from manager.options import (
     HELP,
     AddressType,
+    Number,
+    Whole,
     limit_options,
     log_options,
     option,
@@ -58,13 +60,13 @@ def main() -> None:
 
 @main.command(short_help="Run one worker in the foreground.")
 @option("--coordinator", required=True, metavar="ENDPOINT", help="ZeroMQ endpoint of the link.")
-@option("--index", type=click.IntRange(0), required=True, help="Which worker this is.")
-@option("--incarnation", type=click.IntRange(1), default=1, help="Which life of it.")
+@option("--index", type=Whole(0), required=True, help="Which worker this is.")
+@option("--incarnation", type=Whole(1), default=1, help="Which life of it.")
 @option("--listen", type=AddressType(), required=True, help="Where participants connect.")
 @option("--share-port/--own-port", default=False, help="Share the port with other workers (Linux).")
 @option(
     "--orphan-grace",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=30.0,
     metavar="SECONDS",
     help="How long to go on without a coordinator, and how long calls may go on after a SIGTERM.",
@@ -77,7 +79,7 @@ def main() -> None:
     metavar="DIR",
     help="The keys of a link over TCP (`coordinator certs` makes them).",
 )
-@click.option("--pin", type=click.IntRange(0), metavar="N", help="Bind to the Nth CPU of those allowed.")
+@click.option("--pin", type=Whole(0), metavar="N", help="Bind to the Nth CPU of those allowed.")
 @click.option("--reducer", "reducers", multiple=True, metavar="MODULE:CLASS", help="One that may be used.")
 @click.option(
     "--import-from",

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from manager.access.security import Security
 from manager.limits import Limits
@@ -32,12 +33,40 @@ else:
             return cls
 
 
+CONFIG = "muster.config"
+"""The file in which a command's defaults are, in ``Context.meta``."""
+
+
+class _Option(click.Option):
+    """Errors name where the value is from, rather than each place where it could be."""
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        source = None if ctx is None else ctx.get_parameter_source(self.name or "")
+        if ctx is not None and source is ParameterSource.DEFAULT_MAP:
+            return f"{self.opts[0].removeprefix('--')} in {ctx.meta[CONFIG]}"
+        if source is ParameterSource.COMMANDLINE:
+            return click.Parameter.get_error_hint(self, cast(click.Context, ctx))
+        return super().get_error_hint(cast(click.Context, ctx))
+
+
+class Whole(click.IntRange):
+    """A whole number on the command line."""
+
+    name = "integer"
+
+
+class Number(click.FloatRange):
+    """Any number on the command line."""
+
+    name = "number"
+
+
 def option(*names: str, **settings: Any) -> Callable[[F], F]:
     """``click.option`` that can also be set by MUSTER_<NAME> in the environment."""
     name = next(name for name in names if name.startswith("--")).split("/")[0]
     variable = "MUSTER_" + name.removeprefix("--").replace("-", "_").upper()
     settings.setdefault("show_default", settings.get("default") not in (None, False))
-    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+    return click.option(*names, cls=_Option, envvar=variable, show_envvar=True, **settings)
 
 
 class AddressType(ParamType[Address]):
@@ -100,7 +129,7 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
     (
         "--max-per-worker",
         {
-            "type": click.IntRange(1),
+            "type": Whole(1),
             "metavar": "N",
             "help": "Participants per worker; others are told to come back later.  "
             "[default: as many as it may open files for]",
@@ -109,7 +138,7 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
     (
         "--max-per-address",
         {
-            "type": click.IntRange(1),
+            "type": Whole(1),
             "default": _DEFAULTS.max_per_address,
             "metavar": "N",
             "help": "Streams from one address per worker (IPv6: from one /64); others are told to come back "
@@ -120,7 +149,7 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
     (
         "--max-joins",
         {
-            "type": click.FloatRange(0.1),
+            "type": Number(0.1),
             "default": _DEFAULTS.max_joins,
             "metavar": "N",
             "help": "Participants that may join a worker per second; after a quiet time three times as many. "
@@ -173,7 +202,7 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
     (
         "--keepalive",
         {
-            "type": click.FloatRange(0.1, 3600),
+            "type": Number(0.1, 3600),
             "default": _DEFAULTS.keepalive,
             "metavar": "SECONDS",
             "help": "Silence after which a worker pings a participant. Without an answer in half of that "
@@ -183,7 +212,7 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
     (
         "--handshake-timeout",
         {
-            "type": click.FloatRange(0.1, 3600),
+            "type": Number(0.1, 3600),
             "default": _DEFAULTS.handshake_timeout,
             "metavar": "SECONDS",
             "help": "From a connection until its TLS and HTTP/2 have begun; then it is closed.",
@@ -192,7 +221,7 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
     (
         "--hello-timeout",
         {
-            "type": click.FloatRange(0.1, 3600),
+            "type": Number(0.1, 3600),
             "default": _DEFAULTS.hello_timeout,
             "metavar": "SECONDS",
             "help": "From a stream until its first message; then it is ended.",
@@ -201,7 +230,7 @@ _LIMITS: list[tuple[str, dict[str, Any]]] = [
     (
         "--idle-timeout",
         {
-            "type": click.FloatRange(0.1, 3600),
+            "type": Number(0.1, 3600),
             "default": _DEFAULTS.idle_timeout,
             "metavar": "SECONDS",
             "help": "For how long there may be a connection without a stream that was let in. Streams may be "

@@ -20,6 +20,7 @@ from coordinator.private import NotPrivateError, directory, write
 from coordinator.settings import DEFAULT_LISTEN
 from manager.errors import MusterError
 from manager.listen import Address
+from manager.options import Whole
 
 if TYPE_CHECKING:
     from coordinator.commands.authority import Authority, Known, Pair
@@ -283,7 +284,7 @@ def participant_command(certs: Certs, participant_id: str | None) -> str:
 )
 @click.option(
     "--days",
-    type=click.IntRange(1, 3650),
+    type=Whole(1, 3650),
     default=DEFAULT_DAYS,
     show_default=True,
     help="How long certificates last.",

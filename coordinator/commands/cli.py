@@ -25,8 +25,11 @@ from manager.listen import CAN_SHARE_PORT
 from manager.logs import LogFormat, configure
 from manager.loop import new_event_loop
 from manager.options import (
+    CONFIG,
     HELP,
     AddressType,
+    Number,
+    Whole,
     limit_options,
     log_options,
     option,
@@ -77,6 +80,7 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
         if not all(isinstance(item, str | int | float) for item in items):
             raise click.BadParameter(f"{path}: {key} must be a single value, not {value}")
         typed[str(known[key].name)] = [str(item) for item in items] if several else str(value)
+    ctx.meta[CONFIG] = path
     ctx.default_map = {**(ctx.default_map or {}), **typed}
 
 
@@ -93,7 +97,7 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
 )
 @option(
     "--workers",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=default_workers,
     show_default="one per CPU",
     help="How many worker processes.",
@@ -130,14 +134,14 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
 @option("--pin", is_flag=True, help="Bind each worker to a CPU of its own. Measure first: it often costs.")
 @option(
     "--grace",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=10.0,
     metavar="SECONDS",
     help="How long running calls may go on when stopping.",
 )
 @option(
     "--orphan-grace",
-    type=click.FloatRange(1),
+    type=Number(1),
     default=30.0,
     metavar="SECONDS",
     help="How long workers keep their participants for the next coordinator, should this one be killed. "
@@ -145,11 +149,11 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
 )
 @option(
     "--max-participants",
-    type=click.IntRange(1),
+    type=Whole(1),
     metavar="N",
     help="Participants in all. More are told to come back later.  [default: as many as the workers take]",
 )
-@option("--max-scripts", type=click.IntRange(1), default=100, help="Training scripts attached at once.")
+@option("--max-scripts", type=Whole(1), default=100, help="Training scripts attached at once.")
 @option(
     "--run-dir",
     type=click.Path(file_okay=False, path_type=Path),

@@ -19,7 +19,7 @@ import click
 
 from coordinator.control_address import ControlAddress, UnixAddress, parse
 from coordinator.settings import DEFAULT_CONTROL
-from manager.options import ParamType
+from manager.options import Number, ParamType
 from protos import control_pb2
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def top(access: Access) -> None:
 @reaching
 @click.option(
     "--grace",
-    type=click.FloatRange(0),
+    type=Number(0),
     metavar="SECONDS",
     help="How long running calls may go on.  [default: as `coordinator start --grace` says]",
 )

@@ -118,7 +118,8 @@ def test_options_arrive(started: Started, tmp_path: Path) -> None:
     ("argument", "words"),
     [
         ("--workers=0", "x>=1"),
-        ("--workers=many", "not a valid integer"),
+        ("--workers=many", "Invalid value for '--workers': 'many' is not a valid integer."),
+        ("--grace=long", "Invalid value for '--grace': 'long' is not a valid number."),
         ("--listen=localhost", "write host:port"),
         ("--listen=::1:50051", "in brackets"),
         ("--listen=localhost:65536", "0 to 65535"),
@@ -231,6 +232,23 @@ def test_a_bad_variable_is_a_usage_error_that_names_it(started: Started) -> None
 
 
 # The file
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('workers = "two"', "workers in {}: 'two' is not a valid integer."),
+        ("log_level = 'loud'", "log-level in {}: 'loud' is not one of"),
+        ('listen = "x"', "listen in {}: 'x' is not an address"),
+    ],
+)
+def test_a_bad_value_in_a_file_is_a_usage_error_that_names_it(
+    started: Started, config: Path, text: str, words: str
+) -> None:
+    config.write_text(text)
+    line = started.refuse(f"--config={config}")
+    assert line.startswith(f"Error: Invalid value for {words.format(config)}")
+    assert "MUSTER_" not in line
 
 
 def test_a_file_sets_options(started: Started, config: Path) -> None:
