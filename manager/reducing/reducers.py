@@ -127,11 +127,11 @@ def check_allowed(paths: Iterable[str]) -> None:
 
 
 def _described(error: Exception) -> str:
-    """With where it was raised, if that isn't in its text."""
+    """With where it was raised, if that isn't in its text, nor Python's own machinery of imports."""
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, SyntaxError):
-        return text
     where = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, SyntaxError) or where.filename.startswith("<frozen "):
+        return text
     return f"{text} ({where.filename}, line {where.lineno})"
 
 
