@@ -7,12 +7,12 @@ Decides how an answer becomes a contribution, and that whatever a reducer raises
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from manager.payloads.blobs import Payload, share, view_of
 from manager.reducing.batch import Batch, Kinds
-from manager.reducing.reducers import Contribution, RefusedError, encode, make_reducer
+from manager.reducing.reducers import Contribution, Reducer, RefusedError, encode, make_reducer
 from manager.reducing.schema import encode_schema
 from manager.reducing.shares import Group, Partial, Reduction
 from protos.envelope import MalformedMessageError
@@ -33,7 +33,11 @@ def new_batch(id: int, part: int, reduction: Reduction, allowed: Sequence[str]) 
 class ResultBatch(Batch):
     """A batch that takes in answers, and says what they have come to as it is reported."""
 
-    __slots__ = ()
+    __slots__ = ("_logged",)
+
+    def __init__(self, id: int, part: int, make: Callable[[], Reducer]) -> None:
+        super().__init__(id, part, make)
+        self._logged = False  # that the reducer failed: a thousand answers needn't say it
 
     def take(self, session: int, answer: Payload) -> str | None:
         """Takes a session's result in; ``folded`` must follow. Returns why it doesn't fit, if it doesn't."""
@@ -47,7 +51,7 @@ class ResultBatch(Batch):
         except RefusedError as error:
             return str(error)
         except Exception as error:  # of a custom reducer
-            log.exception("a reducer failed")
+            self._log("a reducer failed", error)
             return f"the reducer failed: {error!r}"
         return None
 
@@ -75,5 +79,10 @@ class ResultBatch(Batch):
         return Partial(self.id, self.part, groups, closed=self.closed, given_up=kinds.given_up)
 
     def _failed(self, error: Exception) -> Partial:
-        log.error("a reducer failed to say what it has come to", exc_info=error)
+        self._log("a reducer failed to say what it has come to", error)
         return Partial(self.id, self.part, [], closed=self.closed, error=f"the reducer failed: {error!r}")
+
+    def _log(self, text: str, error: Exception) -> None:
+        if not self._logged:
+            self._logged = True
+            log.error(text, exc_info=error)

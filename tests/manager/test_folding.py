@@ -150,12 +150,19 @@ class Nothing(Slow):
         return cast(Contribution, None)
 
 
+class Failing(Broken):
+    """Can't fold anything in either."""
+
+    def fold(self, contribution: Contribution) -> None:
+        raise RuntimeError("no idea how")
+
+
 def by_name(reducer: type[Reducer]) -> Reduction:
     return Reduction(f"{__name__}:{reducer.__name__}")
 
 
 BROKEN: list[type[Reducer]] = [Broken, Complex, LargeComplex, OddMetric, Listed, Nothing]
-ALLOWED = [by_name(Slow).reducer, *(by_name(reducer).reducer for reducer in BROKEN)]
+ALLOWED = [by_name(Slow).reducer, by_name(Failing).reducer, *(by_name(reducer).reducer for reducer in BROKEN)]
 
 
 def on_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
@@ -303,6 +310,25 @@ async def test_a_reducer_that_cannot_be_is_refused_before_anybody_works_for_it(r
     folding.close(7)
     assert sink.told == [Partial(7, 0, [], closed=True)]
     await folding.finish(1)
+
+
+def test_one_that_always_fails_is_logged_once_a_call(caplog: pytest.LogCaptureFixture) -> None:
+    @on_a_loop
+    async def calls() -> None:
+        sink = Sink()
+        folding = Folding(sink, ALLOWED)
+        for id in (7, 8):
+            streams = [stream(number) for number in range(5)]
+            begin(folding, by_name(Failing), *streams, id=id)
+            for each in streams:
+                answer(folding, each)
+        answers = [told for told in sink.told if isinstance(told, Answered)]
+        assert len(answers) == 10
+        assert all(b"no idea how" in told.answer for told in answers)
+        await folding.finish(1)
+
+    calls()
+    assert [record.getMessage() for record in caplog.records] == ["a reducer failed"] * 2
 
 
 @on_a_loop
