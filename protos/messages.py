@@ -159,6 +159,10 @@ def _fill(part: stream_pb2.Instruction | stream_pb2.Result, tensors: Tensors | N
             fill_tensor(part.tensors.add(), name, array)
     elif tensors is not None:
         ready = list(tensors)
-        if not all(isinstance(tensor, stream_pb2.Tensor) for tensor in ready):
-            raise TypeError("tensors must be a dict of names to arrays, or a sequence of Tensors")
+        others = [type(each).__name__ for each in ready if not isinstance(each, stream_pb2.Tensor)]
+        if others:
+            raise TypeError(
+                f"tensors must be a dict of names to arrays, or a sequence of Tensors; "
+                f"this {type(tensors).__name__} has a {others[0]} in it"
+            )
         part.tensors.extend(ready)

@@ -129,6 +129,8 @@ def test_tensors_may_come_from_a_generator() -> None:
         (lambda: instruction(None), "an instruction's name is a str, such as 'train', not None"),  # type: ignore[arg-type]
         (lambda: instruction("train", config=[1]), r"map names to values; got \[1\]"),  # type: ignore[arg-type]
         (lambda: instruction("train", config={1: 1}), "names in config and metrics are str, not 1"),  # type: ignore[dict-item]
+        (lambda: instruction("a", tensors=np.zeros(3)), "of Tensors; this ndarray has a float64 in it"),
+        (lambda: result(tensors=[np.zeros(3)]), "this list has a ndarray in it"),  # type: ignore[list-item]
         (lambda: result(weight="3"), "a result's weight is a number, not '3'"),  # type: ignore[arg-type]
     ],
 )
