@@ -37,7 +37,7 @@ def _key_values(_context: click.Context, _option: click.Parameter, values: Seque
     return dict(value.split("=", 1) for value in values)
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="participant")
 def main() -> None:
     """Take part in federated learning.
