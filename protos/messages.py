@@ -6,7 +6,7 @@ they may be sent, is PROTOCOL.md's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any, Final, TypeAlias
 
@@ -158,11 +158,15 @@ def _fill(part: stream_pb2.Instruction | stream_pb2.Result, tensors: Tensors | N
         for name, array in tensors.items():
             fill_tensor(part.tensors.add(), name, array)
     elif tensors is not None:
-        ready = list(tensors)
-        others = [type(each).__name__ for each in ready if not isinstance(each, stream_pb2.Tensor)]
-        if others:
+        part.tensors.extend(checked(tensors))
+
+
+def checked(tensors: Iterable[object]) -> Iterator[stream_pb2.Tensor]:
+    """These, which must be Tensors. Raises TypeError."""
+    for tensor in tensors:
+        if not isinstance(tensor, stream_pb2.Tensor):
             raise TypeError(
                 f"tensors must be a dict of names to arrays, or a sequence of Tensors; "
-                f"this {type(tensors).__name__} has a {others[0]} in it"
+                f"this {type(tensors).__name__} has a {type(tensor).__name__} in it"
             )
-        part.tensors.extend(ready)
+        yield tensor

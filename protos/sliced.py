@@ -15,7 +15,7 @@ import numpy.typing as npt
 from protos import stream_pb2
 from protos.chunks import MAX_MESSAGE_SIZE, WHOLE_SIZE, varint
 from protos.envelope import MalformedMessageError
-from protos.messages import Tensors, result
+from protos.messages import Tensors, checked, result
 from protos.parsing import parse, without_result_bulk
 from protos.tensors import TensorError, array_of, outline_tensor, to_arrays
 from protos.walk import (
@@ -182,9 +182,7 @@ def _lay_out(
             parts += (fields, (source, dtype))
             size += len(fields) + data_size
     elif tensors is not None:
-        for tensor in tensors:
-            if not isinstance(tensor, stream_pb2.Tensor):
-                raise TypeError("tensors must be a dict of names to arrays, or a sequence of Tensors")
+        for tensor in checked(tensors):
             tensor_size = tensor.ByteSize()
             prefix = bytes([TENSOR]) + varint(tensor_size)
             parts += (prefix, tensor)
