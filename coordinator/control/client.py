@@ -10,41 +10,26 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-import grpc
-import grpc.aio
-
 from coordinator.control.access import Access
-from coordinator.control.attachment import CONTROL_VERSION
 from coordinator.control.passing import Outgoing, received
 from coordinator.control.pending import PendingCall, PendingRequest
+from coordinator.control.stream import ControlStream
 from coordinator.control.writer import MAX_ITEM_BYTES, BatchWriter
-from coordinator.errors import CoordinatorGone, CredentialsError
+from coordinator.errors import CoordinatorGone
 from manager.api.arguments import check_timeout
 from manager.core.backend import Acquired, Listener, Running, check_size
 from manager.core.call import Answer, OutcomeKind
 from manager.core.members import Member
 from manager.errors import Closed, MusterError, ReductionError
-from manager.payloads.blobs import Payload, Sample, can_open, share
+from manager.payloads.blobs import Payload, share
 from manager.reducing.shares import Reduction
 from manager.usage import allow_many_files
 from protos import control_pb2
-from protos.control_pb2_grpc import ControlStub
-from protos.ending import Ending
 
 log = logging.getLogger("muster.control")
-
-STATUS_TIMEOUT = 5.0
-"""Seconds that the coordinator gets to answer a question about its status."""
-
-FOREVER = 1e8
-"""Seconds, three years: what no timeout means to who has to wait for something."""
-
-RETRY_INTERVAL = 0.2
-"""Seconds between two attempts to attach to a coordinator that may still be on its way up."""
 
 _UNKNOWN: Answer = (OutcomeKind.LOST, b"")
 
@@ -53,8 +38,8 @@ class Link:
     """The backend of an attached script."""
 
     def __init__(self, access: Access) -> None:
-        self._access = access
-        self.address = str(access)
+        self._stream = ControlStream(access)
+        self.address = self._stream.address
         self._ids = itertools.count(1)
         self._requests: dict[int, PendingRequest] = {}
         self._calls: dict[int, PendingCall] = {}
@@ -64,7 +49,6 @@ class Link:
         self._draining = False
         self._max_message = MAX_ITEM_BYTES
         self.reducers: Sequence[str] = ()
-        self._sample = Sample()
         self._outgoing = Outgoing()
         self._coordinator_pid = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -74,56 +58,13 @@ class Link:
         check_timeout(timeout)
         allow_many_files()  # each large answer takes one for a moment, and they come in crowds
         self._loop = asyncio.get_running_loop()
-        deadline = time.monotonic() + (FOREVER if timeout is None else min(timeout, FOREVER))
-        while True:
-            status = await self._attach(max(0.1, deadline - time.monotonic()))
-            if status is None:
-                self._writer = BatchWriter(
-                    control_pb2.ClientBatch, self._stream.write, on_error=self._stream.cancel
-                )
-                self._reader = asyncio.ensure_future(self._read())
-                return
-            await self._channel.close()
-            code, why = status
-            if code is grpc.StatusCode.UNAUTHENTICATED:
-                raise CredentialsError(f"{self._refused(why)}; show a valid token: connect(..., token=)")
-            if code is grpc.StatusCode.UNAVAILABLE and (diagnosis := await self._access.diagnose()):
-                raise CredentialsError(f"can't attach to the coordinator at {self.address}: {diagnosis}")
-            if code is not grpc.StatusCode.UNAVAILABLE:
-                raise CoordinatorGone(f"the coordinator at {self.address} can't be attached to: {why}")
-            if time.monotonic() + RETRY_INTERVAL > deadline:
-                raise CoordinatorGone(
-                    f"no coordinator answers at {self.address} ({why}); is `coordinator start` running?"
-                )
-            await asyncio.sleep(RETRY_INTERVAL)
-
-    async def _attach(self, timeout: float) -> tuple[grpc.StatusCode, str] | None:
-        """Tries once; returns why it didn't work, if it didn't."""
-        # A new channel each time: gRPC's own would wait ever longer between its attempts.
-        self._metadata = self._access.metadata()
-        self._channel = self._access.channel()
-        self._stub = ControlStub(self._channel)
-        self._stream = self._stub.Attach(metadata=self._metadata)
-        self._ending = Ending(self._stream)
-        try:
-            async with asyncio.timeout(timeout):
-                await self._stream.write(
-                    control_pb2.ClientBatch(version=CONTROL_VERSION, memory=self._sample.message())
-                )
-                welcome = await self._stream.read()
-                if isinstance(welcome, control_pb2.ServerBatch):
-                    self._outgoing.shares_memory = welcome.shares_memory
-                    self._draining, self._max_message = welcome.draining, welcome.max_message
-                    self.reducers = tuple(welcome.reducers)
-                    self._coordinator_pid = welcome.memory.pid
-                    opens = can_open(welcome.memory)
-                    await self._stream.write(control_pb2.ClientBatch(shares_memory=opens))
-                    return None
-        except TimeoutError:
-            return grpc.StatusCode.UNAVAILABLE, "no answer in time"
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass
-        return await self._why()
+        welcome = await self._stream.open(timeout)
+        self._outgoing.shares_memory = welcome.shares_memory
+        self._draining, self._max_message = welcome.draining, welcome.max_message
+        self.reducers = tuple(welcome.reducers)
+        self._coordinator_pid = welcome.memory.pid
+        self._writer = BatchWriter(control_pb2.ClientBatch, self._stream.write, on_error=self._stream.cancel)
+        self._reader = asyncio.ensure_future(self._read())
 
     async def close(self) -> None:
         """Detaches: leases and calls end."""
@@ -132,20 +73,12 @@ class Link:
         self._reader.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._reader
-        await self._channel.close()
+        await self._stream.close()
 
     async def status(self) -> control_pb2.Status:
         """What there is and what goes on. Raises CoordinatorGone if no answer comes."""
         self._check()
-        try:
-            status: control_pb2.Status = await self._stub.GetStatus(
-                control_pb2.StatusRequest(), timeout=STATUS_TIMEOUT, metadata=self._metadata
-            )
-        except grpc.aio.AioRpcError as error:
-            raise CoordinatorGone(
-                f"the coordinator at {self.address} does not answer ({error.code().name.lower()})"
-            ) from None
-        return status
+        return await self._stream.status()
 
     # Backend
 
@@ -267,27 +200,12 @@ class Link:
 
     async def _read(self) -> None:
         try:
-            while True:
-                batch = await self._stream.read()
-                if not isinstance(batch, control_pb2.ServerBatch):
-                    break
+            while (batch := await self._stream.read()) is not None:
                 self._handle(batch)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass
         except Exception:
             log.exception("the coordinator said something that could not be handled")
             self._stream.cancel()
-        code, why = await self._why()
-        if code is grpc.StatusCode.UNAUTHENTICATED:
-            self._fail(CredentialsError(self._refused(why)))
-        self._fail(
-            CoordinatorGone(
-                f"the coordinator at {self.address} is gone ({why}); attach again with coordinator.connect"
-            )
-        )
-
-    def _refused(self, why: str) -> str:
-        return f"the coordinator at {self.address} refuses this script: {why}"
+        self._fail(await self._stream.ended())
 
     def _handle(self, batch: control_pb2.ServerBatch) -> None:
         if batch.draining and not self._draining:
@@ -382,16 +300,3 @@ class Link:
                 call.listener.failed(error)
             elif not call.waiter.done():
                 call.waiter.set_exception(error)
-
-    async def _why(self) -> tuple[grpc.StatusCode, str]:
-        """How the stream ended; and in words."""
-        code, details = await self._ending.wait()
-        if code is grpc.StatusCode.UNAVAILABLE and "refused" in details:
-            return code, "connection refused"
-        if code is grpc.StatusCode.UNAVAILABLE and (unknown := self._access.unknown_name(details)):
-            return code, unknown
-        if code is grpc.StatusCode.UNIMPLEMENTED:
-            return code, "it is not a control address (participants connect there?)"
-        if code is grpc.StatusCode.OK:
-            return code, "it has closed the connection"
-        return code, details or code.name.lower()
