@@ -132,8 +132,8 @@ class Device:
 
     async def _live(self) -> None:
         try:
-            if self._hello is not None:
-                await self._call.write(self._hello.SerializeToString())
+            if self._hello is not None:  # in its turn: it may count as joined before gRPC says that this is out
+                await self._write(self._hello.SerializeToString())
             async for message in self._messages():
                 kind = message.WhichOneof("kind")
                 if kind == "reconnect":
