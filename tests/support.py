@@ -132,7 +132,7 @@ class Device:
 
     async def _live(self) -> None:
         try:
-            if self._hello is not None:  # in its turn: it may count as joined before gRPC says that this is out
+            if self._hello is not None:  # in its turn: it may have joined before gRPC says that this is out
                 await self._write(self._hello.SerializeToString())
             async for message in self._messages():
                 kind = message.WhichOneof("kind")
