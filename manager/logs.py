@@ -116,7 +116,7 @@ def configure(level: str, log_format: LogFormat, *, lazily: bool = False, **fiel
 def _without_rich() -> Iterator[None]:
     """Hides rich from structlog, which would load it, for a kind of traceback that isn't used here.
 
-    That is three quarters of what structlog costs: 40 ms and 7 MiB. Without what it hides other threads
+    That is three quarters of what structlog costs: 40 ms and 5 MiB. Without what it hides other threads
     couldn't import it either.
     """
     if "rich" in sys.modules:
