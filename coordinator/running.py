@@ -304,9 +304,8 @@ def _import_from(reducers: Sequence[str]) -> list[Path]:
     """Directories in which workers find these reducers' modules. Raises StartError if one can't be had."""
     if not reducers:
         return []
-    from manager.reducing.reducers import (
-        check_allowed,  # with NumPy, which a coordinator needs for nothing else
-    )
+    # With NumPy, which a coordinator needs for nothing else:
+    from manager.reducing.reducers import check_allowed
 
     try:
         check_allowed(reducers)

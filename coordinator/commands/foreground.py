@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from typing import Any
 
 from coordinator.commands.view import UPDATE_INTERVAL, LogView, View, log, time_to_finish
 from coordinator.running import RunningCoordinator
@@ -26,17 +27,16 @@ class _Signals:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupted)
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
-            loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+            # The terminal is gone; often a SIGTERM's companion, which must not count as the second.
+            loop.add_signal_handler(signal.SIGHUP, self._ask, self.stop)
 
     def _interrupted(self) -> None:
-        asked = self.hurry if self.stop.done() else self.stop
-        if not asked.done():
-            asked.set_result(None)
+        self._ask(self.hurry if self.stop.done() else self.stop)
 
-    def _hung_up(self) -> None:
-        """The terminal is gone; often a SIGTERM's companion."""
-        if not self.stop.done():
-            self.stop.set_result(None)
+    @staticmethod
+    def _ask(wish: asyncio.Future[Any]) -> None:
+        if not wish.done():
+            wish.set_result(None)
 
 
 async def serve(settings: Settings, *, live: bool) -> None:

@@ -19,7 +19,7 @@ from examples.digits import cluster, data, model
 from examples.digits.cluster import Trainer
 from examples.digits.model import Parameters
 from examples.digits.rounds import run_round
-from examples.digits.show import Display
+from examples.digits.show import Display, round_of
 from examples.digits.train import explain
 
 TOLERANCE = 1e-6
@@ -63,8 +63,8 @@ def compare(cohort: Cohort[Trainer], rounds: int, display: Display) -> tuple[flo
         reduced, collected = models
         accuracies = [model.accuracy(parameters, held_out) for parameters in models]
         differences.append((abs(accuracies[0] - accuracies[1]), largest_difference(reduced, collected)))
-        aligned = f"{number:{len(str(rounds))}}"
-        display.say(f"round {aligned}  accuracy {accuracies[0]:.6f} reduced  {accuracies[1]:.6f} collected")
+        line = f"accuracy {accuracies[0]:.6f} reduced  {accuracies[1]:.6f} collected"
+        display.say(f"{round_of(number, rounds)}  {line}")
     accuracy, parameter = np.max(differences, axis=0)
     return float(accuracy), float(parameter)
 

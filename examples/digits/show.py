@@ -19,6 +19,11 @@ from manager.api.outcome import Progress
 BAR_WIDTH = 20
 
 
+def round_of(number: int, rounds: int) -> str:
+    """How the line of a round begins: as wide for the first as for the last."""
+    return f"round {number:{len(str(rounds))}}"
+
+
 class Display:
     """Lines of text, and a progress bar; while a call is followed, a second one for that. Use it as a context
     manager.

@@ -17,7 +17,7 @@ from coordinator import Connection, MusterError
 from examples.digits import cluster, data, model, plot
 from examples.digits.cluster import Trainer
 from examples.digits.rounds import BATCH_SIZE, EPOCHS, LEARNING_RATE, Round, run_round
-from examples.digits.show import Display
+from examples.digits.show import Display, round_of
 
 
 @click.command(context_settings={"auto_envvar_prefix": "DIGITS", "show_default": True})
@@ -88,8 +88,8 @@ def train(
 
 
 def describe(number: int, rounds: int, accuracy: float, done: Round) -> str:
-    aligned = f"{number:{len(str(rounds))}}"
-    line = f"round {aligned}  accuracy {accuracy:.3f}  {done.answered} of {len(done.outcome)} answered"
+    answered = f"{done.answered} of {len(done.outcome)} answered"
+    line = f"{round_of(number, rounds)}  accuracy {accuracy:.3f}  {answered}"
     return line if done.loss is None else f"{line}  loss {done.loss:.3f}"
 
 
